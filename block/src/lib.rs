@@ -1,0 +1,19 @@
+//! A block device and the ways to serve one. This crate knows nothing of protection.
+//!
+//! - [`device`]: the trait that every disk implements and every frontend calls;
+//! - [`engine`]: one-threaded executors on io_uring, files and sockets on them;
+//! - [`nbd`]: the NBD server; [`fuse`]: the directory with one file per disk.
+
+pub mod chunk;
+pub mod device;
+pub mod engine;
+pub mod fuse;
+pub mod nbd;
+pub mod range;
+
+pub use chunk::{Chunk, ChunkOwner};
+pub use device::{
+    Device, DeviceError, Durability, Geometry, PAYLOAD_BYTES_MAX, Payload, StatusExtent,
+    ZeroOptions, check_range,
+};
+pub use range::ByteRange;
