@@ -1,0 +1,341 @@
+//! Messages that open, steer and end a session: one volume over one connection.
+//!
+//! ```text
+//! agent      Hello ───────────────▶
+//!                  ◀─────────────── Welcome (or Refuse)      collector
+//!            Records, Progress ───▶
+//!                  ◀─────────────── Ack, Token, BookmarkRequest
+//!            Goodbye ─────────────▶
+//! ```
+//! The agent decides from [`Welcome`] whether the stream fits: it does when the journal is the
+//! one it sent to before, on the same timeline, and `released <= durable <= newest`. Then it
+//! sends what follows `durable`. In every other case it sends a gap or resync-begin record and
+//! copies the volume; the collector accepts a record whose predecessor it does not hold only
+//! when that record is one of these two.
+
+use std::mem::size_of;
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::body::{cut, take_text, text_len};
+use crate::error::DecodeError;
+use crate::frame::WIRE_VERSION;
+use crate::id::{AgentId, Epoch, JournalId, Seq, Timeline, VolumeId};
+use crate::limits::{NAME_BYTES_MAX, TEXT_BYTES_MAX, VOLUME_BYTES_MAX};
+
+/// The agent's opening.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Who sends.
+    pub agent: AgentId,
+    /// Which volume the session is for.
+    pub volume: VolumeId,
+    /// The journal that the agent sent to last; `NIL` when to none.
+    pub journal: JournalId,
+    /// The volume's timeline as the agent knows it.
+    pub timeline: Timeline,
+    /// The epoch of the agent's last session of this volume.
+    pub epoch: Epoch,
+    /// Everything up to here was acknowledged and is no longer in the ring: the record before
+    /// the oldest one in the ring.
+    pub released: Seq,
+    /// The newest record in the ring; `released` when the ring is empty.
+    pub newest: Seq,
+    /// Size of the volume in bytes.
+    pub size_bytes: u64,
+    /// Smallest unit in which it is written, in bytes.
+    pub block_bytes: u32,
+    /// The volume's name, for people.
+    pub name: String,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct HelloFixed {
+    version_min: U16,
+    version_max: U16,
+    flags: U32,
+    agent: [u8; 16],
+    volume: [u8; 16],
+    journal: [u8; 16],
+    size_bytes: U64,
+    block_bytes: U32,
+    timeline: U32,
+    epoch: U64,
+    released: U64,
+    newest: U64,
+    name_bytes: U16,
+    reserved: [u8; 6],
+}
+const _: () = assert!(size_of::<HelloFixed>() == 104);
+
+impl Hello {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let name = cut(&self.name, NAME_BYTES_MAX);
+        let fixed = HelloFixed {
+            version_min: WIRE_VERSION.into(),
+            version_max: WIRE_VERSION.into(),
+            flags: 0.into(),
+            agent: self.agent.to_bytes(),
+            volume: self.volume.to_bytes(),
+            journal: self.journal.to_bytes(),
+            size_bytes: self.size_bytes.into(),
+            block_bytes: self.block_bytes.into(),
+            timeline: self.timeline.0.into(),
+            epoch: self.epoch.0.into(),
+            released: self.released.0.into(),
+            newest: self.newest.0.into(),
+            name_bytes: text_len(name),
+            reserved: [0; 6],
+        };
+        out.extend_from_slice(fixed.as_bytes());
+        out.extend_from_slice(name.as_bytes());
+    }
+
+    /// Decodes a body.
+    ///
+    /// # Errors
+    /// `Truncated` or `Field`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        const WHAT: &str = "hello";
+        let (fixed, rest) = HelloFixed::ref_from_prefix(bytes)
+            .map_err(|_| DecodeError::truncated(WHAT, bytes.len(), size_of::<HelloFixed>()))?;
+        let (min, max) = (fixed.version_min.get(), fixed.version_max.get());
+        if !(min..=max).contains(&WIRE_VERSION) {
+            let detail = format!("the agent speaks versions {min} to {max}, not {WIRE_VERSION}");
+            return Err(DecodeError::field(WHAT, detail));
+        }
+        let size_bytes = fixed.size_bytes.get();
+        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
+            return Err(DecodeError::field(WHAT, format!("a volume of {size_bytes} bytes")));
+        }
+        let (released, newest) = (Seq(fixed.released.get()), Seq(fixed.newest.get()));
+        if newest < released {
+            let detail = format!("newest record {newest} before the released one {released}");
+            return Err(DecodeError::field(WHAT, detail));
+        }
+        let (name, _) = take_text(WHAT, rest, fixed.name_bytes.get(), NAME_BYTES_MAX)?;
+        Ok(Self {
+            agent: AgentId::from_bytes(fixed.agent),
+            volume: VolumeId::from_bytes(fixed.volume),
+            journal: JournalId::from_bytes(fixed.journal),
+            timeline: Timeline(fixed.timeline.get()),
+            epoch: Epoch(fixed.epoch.get()),
+            released,
+            newest,
+            size_bytes,
+            block_bytes: fixed.block_bytes.get(),
+            name,
+        })
+    }
+}
+
+/// The collector's answer to [`Hello`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// Identity of the collector's copy.
+    pub journal: JournalId,
+    /// The timeline on which it goes on.
+    pub timeline: Timeline,
+    /// Epoch of this session, raised durably; every older session is fenced.
+    pub epoch: Epoch,
+    /// The newest record that is on stable storage; 0 when there is none.
+    pub durable: Seq,
+    /// The gap or resync-begin record of a span that has not ended; 0 when none is open.
+    pub span_open: Seq,
+    /// Bytes of records that may be on their way without an acknowledgement.
+    pub window_bytes: u32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct WelcomeFixed {
+    version: U16,
+    flags: U16,
+    timeline: U32,
+    journal: [u8; 16],
+    epoch: U64,
+    durable: U64,
+    span_open: U64,
+    window_bytes: U32,
+    reserved: U32,
+}
+const _: () = assert!(size_of::<WelcomeFixed>() == 56);
+
+impl Welcome {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let fixed = WelcomeFixed {
+            version: WIRE_VERSION.into(),
+            flags: 0.into(),
+            timeline: self.timeline.0.into(),
+            journal: self.journal.to_bytes(),
+            epoch: self.epoch.0.into(),
+            durable: self.durable.0.into(),
+            span_open: self.span_open.0.into(),
+            window_bytes: self.window_bytes.into(),
+            reserved: 0.into(),
+        };
+        out.extend_from_slice(fixed.as_bytes());
+    }
+
+    /// Decodes a body.
+    ///
+    /// # Errors
+    /// `Truncated` or `Field`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        const WHAT: &str = "welcome";
+        let (fixed, _) = WelcomeFixed::ref_from_prefix(bytes)
+            .map_err(|_| DecodeError::truncated(WHAT, bytes.len(), size_of::<WelcomeFixed>()))?;
+        if fixed.version.get() != WIRE_VERSION {
+            let detail = format!("the collector chose version {}", fixed.version);
+            return Err(DecodeError::field(WHAT, detail));
+        }
+        Ok(Self {
+            journal: JournalId::from_bytes(fixed.journal),
+            timeline: Timeline(fixed.timeline.get()),
+            epoch: Epoch(fixed.epoch.get()),
+            durable: Seq(fixed.durable.get()),
+            span_open: Seq(fixed.span_open.get()),
+            window_bytes: fixed.window_bytes.get(),
+        })
+    }
+}
+
+/// Why the collector does not take a session, or ends one. The numbers are part of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum RefuseReason {
+    /// The peer broke the protocol.
+    Protocol = 1,
+    /// A newer session of the volume exists.
+    Fenced = 2,
+    /// The collector can't write (disk full, I/O error); try again later.
+    Unavailable = 3,
+    /// The volume does not fit what the collector knows of it (size, agent, timeline).
+    Mismatch = 4,
+    /// The collector is stopping; try again later.
+    Stopping = 5,
+    /// The collector found the data damaged on receipt; send again.
+    Damaged = 6,
+}
+
+impl RefuseReason {
+    /// From its number in the format.
+    #[must_use]
+    pub const fn from_number(number: u16) -> Option<Self> {
+        Some(match number {
+            1 => Self::Protocol,
+            2 => Self::Fenced,
+            3 => Self::Unavailable,
+            4 => Self::Mismatch,
+            5 => Self::Stopping,
+            6 => Self::Damaged,
+            _ => return None,
+        })
+    }
+}
+
+/// The collector's refusal; it closes the connection after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refuse {
+    /// Why, for the program.
+    pub reason: RefuseReason,
+    /// Why, for a person.
+    pub text: String,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RefuseFixed {
+    reason: U16,
+    text_bytes: U16,
+}
+const _: () = assert!(size_of::<RefuseFixed>() == 4);
+
+impl Refuse {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let text = cut(&self.text, TEXT_BYTES_MAX);
+        let fixed = RefuseFixed { reason: (self.reason as u16).into(), text_bytes: text_len(text) };
+        out.extend_from_slice(fixed.as_bytes());
+        out.extend_from_slice(text.as_bytes());
+    }
+
+    /// Decodes a body.
+    ///
+    /// # Errors
+    /// `Truncated` or `Field`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        const WHAT: &str = "refusal";
+        let (fixed, rest) = RefuseFixed::ref_from_prefix(bytes)
+            .map_err(|_| DecodeError::truncated(WHAT, bytes.len(), size_of::<RefuseFixed>()))?;
+        let reason = RefuseReason::from_number(fixed.reason.get())
+            .ok_or_else(|| DecodeError::field(WHAT, format!("reason {}", fixed.reason)))?;
+        let (text, _) = take_text(WHAT, rest, fixed.text_bytes.get(), TEXT_BYTES_MAX)?;
+        Ok(Self { reason, text })
+    }
+}
+
+macro_rules! fixed_message {
+    ($name:ident, $what:literal, $bytes:literal) => {
+        const _: () = assert!(size_of::<$name>() == $bytes);
+
+        impl $name {
+            /// Appends the body.
+            pub fn encode(&self, out: &mut Vec<u8>) {
+                out.extend_from_slice(self.as_bytes());
+            }
+
+            /// Decodes a body.
+            ///
+            /// # Errors
+            /// `Truncated`.
+            pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+                Self::read_from_prefix(bytes)
+                    .map(|(message, _)| message)
+                    .map_err(|_| DecodeError::truncated($what, bytes.len(), size_of::<Self>()))
+            }
+        }
+    };
+}
+
+/// The collector: everything up to here is on stable storage.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct Ack {
+    /// [`Seq`] of the newest durable record.
+    pub durable: U64,
+}
+fixed_message!(Ack, "acknowledgement", 8);
+
+/// The collector's mark: the agent sends it back in a frame behind all writes that were
+/// acknowledged to clients when it arrived.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct Token {
+    /// [`crate::SessionToken`].
+    pub token: U64,
+}
+fixed_message!(Token, "token", 8);
+
+/// How far the copy of a volume is.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub struct Progress {
+    /// Bytes of the volume that were looked at.
+    pub done_bytes: U64,
+    /// Bytes of the volume to look at.
+    pub total_bytes: U64,
+    /// Bytes that had to be sent so far.
+    pub sent_bytes: U64,
+}
+fixed_message!(Progress, "progress", 24);
