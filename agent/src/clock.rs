@@ -10,6 +10,8 @@ pub trait Clock: Send + Sync {
     fn wall(&self) -> WallMicros;
     /// Time since some fixed moment; it never goes back.
     fn monotonic(&self) -> Duration;
+    /// Lets the calling thread sleep; in a simulation this is where others get their turn.
+    fn sleep(&self, duration: Duration);
 }
 
 /// The machine's own clocks.
@@ -33,5 +35,9 @@ impl Clock for SystemClock {
 
     fn monotonic(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    fn sleep(&self, duration: Duration) {
+        std::thread::sleep(duration);
     }
 }

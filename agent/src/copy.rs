@@ -38,11 +38,10 @@ enum Round {
     RingFull,
 }
 
-/// Makes every copy of the volume that is wanted, until the task is dropped.
+/// Makes every copy of the volume that is wanted, until the volume is taken down.
 pub async fn run<S: Store>(volume: Arc<Volume<S>>, random: Arc<dyn Random>) {
-    loop {
-        let (cause, round) = volume.capture().wanted().await;
-        room(&volume).await;
+    while let Some((cause, round)) = volume.capture().wanted().await {
+        room(&volume, round).await;
         let mut copy = Copy { volume: &volume, cause, round, id: random.bytes() };
         if !copy.begin() {
             continue;
@@ -72,11 +71,11 @@ pub async fn run<S: Store>(volume: Arc<Volume<S>>, random: Arc<dyn Random>) {
     }
 }
 
-/// Waits until at most half of the ring is in use.
-async fn room<S: Store>(volume: &Volume<S>) {
+/// Waits until at most half of the ring is in use, or the round is outdated.
+async fn room<S: Store>(volume: &Volume<S>, round: CopyRound) {
     loop {
         let released = volume.released().wait();
-        if !volume.ring().used().is_beyond_half() {
+        if !volume.ring().used().is_beyond_half() || !volume.capture().is_current(round) {
             return;
         }
         released.await;
@@ -115,7 +114,7 @@ impl<S: Store> Copy<'_, S> {
         let size = self.volume.size_bytes();
         let mut at = 0;
         while at < size {
-            room(self.volume).await;
+            room(self.volume, self.round).await;
             if !self.volume.capture().is_current(self.round) {
                 return Round::Outdated;
             }

@@ -1,6 +1,6 @@
 //! Randomness behind a seam, so that the simulator can repeat a run.
 
-use ring::rand::{SecureRandom, SystemRandom};
+use ::ring::rand::{SecureRandom, SystemRandom};
 
 /// A source of unpredictable bytes.
 pub trait Random: Send + Sync + 'static {
@@ -9,8 +9,13 @@ pub trait Random: Send + Sync + 'static {
 }
 
 /// The operating system's source.
-#[derive(Default)]
 pub struct SystemSource(SystemRandom);
+
+impl Default for SystemSource {
+    fn default() -> Self {
+        Self(SystemRandom::new())
+    }
+}
 
 impl Random for SystemSource {
     fn bytes(&self) -> [u8; 16] {

@@ -70,6 +70,23 @@ impl Consumer {
         }
     }
 
+    /// The ticket that [`Consumer::next`] looks at next: all before it are read.
+    #[must_use]
+    pub fn cursor(&self) -> Ticket {
+        self.cursor
+    }
+
+    /// A record that [`Consumer::next`] gave and that was not released since.
+    ///
+    /// # Panics
+    /// When the ticket is not such a one: a programmer's mistake.
+    #[must_use]
+    pub fn record(&self, ticket: Ticket) -> RecordRef<'_> {
+        let held = self.shared.order().head() <= ticket && ticket < self.cursor;
+        assert!(held && self.shared.order().find(ticket) == Found::Committed, "a record in reach");
+        self.shared.record(ticket)
+    }
+
     /// Goes back, or ahead, to the oldest kept record with a sequence number above `after`.
     pub fn rewind_to(&mut self, after: Seq) {
         let order = self.shared.order();

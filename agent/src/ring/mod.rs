@@ -106,6 +106,14 @@ pub struct RingUse {
     pub bytes: u64,
 }
 
+impl RingUse {
+    /// True when more than half of the pages or of the slots are in use.
+    #[must_use]
+    pub fn is_beyond_half(&self) -> bool {
+        self.pages_used > self.pages / 2 || self.slots_used > self.slots / 2
+    }
+}
+
 /// A change ring. Clones are handles to the same ring; the file stays locked until the last of
 /// them, of its extents and of its chunks is gone.
 #[derive(Clone)]

@@ -56,6 +56,7 @@ pub struct CopyRound(u64);
 struct State {
     phase: Phase,
     round: u64,
+    closed: bool,
 }
 
 /// See the module's documentation.
@@ -66,7 +67,7 @@ pub struct Capture {
 
 impl Default for Capture {
     fn default() -> Self {
-        let state = State { phase: Phase::Whole { copy_end: None }, round: 0 };
+        let state = State { phase: Phase::Whole { copy_end: None }, round: 0, closed: false };
         Self { state: Mutex::new(state), changed: Event::new() }
     }
 }
@@ -111,18 +112,28 @@ impl Capture {
         self.changed.notify_all();
     }
 
-    /// Waits until a copy is wanted, and says why.
-    pub async fn wanted(&self) -> (CopyCause, CopyRound) {
+    /// Waits until a copy is wanted, and says why; `None` once the volume is taken down.
+    pub async fn wanted(&self) -> Option<(CopyCause, CopyRound)> {
         loop {
             let changed = self.changed.wait();
             {
                 let state = self.state();
+                if state.closed {
+                    return None;
+                }
                 if let Phase::Wanted(cause) = state.phase {
-                    return (cause, CopyRound(state.round));
+                    return Some((cause, CopyRound(state.round)));
                 }
             }
             changed.await;
         }
+    }
+
+    /// The volume is taken down: no copy goes on or begins.
+    pub fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        self.next_round(state);
     }
 
     /// Begins the copy of `round`: `claim` puts its first records in the stream and turns the
@@ -130,7 +141,7 @@ impl Capture {
     /// records could not be had; the copy is then still wanted.
     pub fn begin(&self, round: CopyRound, claim: impl FnOnce() -> Option<Seq>) -> bool {
         let mut state = self.state();
-        if state.round != round.0 {
+        if state.round != round.0 || state.closed {
             return false;
         }
         let Some(first) = claim() else {

@@ -188,6 +188,12 @@ impl<S: Store> Volume<S> {
         self.capture.want_copy(cause);
     }
 
+    /// Ends what runs for the volume by itself.
+    pub fn close(&self) {
+        self.capture.close();
+        self.released.notify_all();
+    }
+
     /// Puts a record without data of the volume in the stream; its body is `body`. `None` when
     /// the ring has no room.
     pub(crate) fn stamp(&self, kind: RecordKind, aux: u64, body: &[u8]) -> Option<Seq> {

@@ -7,6 +7,8 @@
 
 mod open;
 mod units;
+#[cfg(test)]
+mod tests;
 mod uring;
 
 pub use open::{OpenMode, StoreError};
