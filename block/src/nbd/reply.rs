@@ -70,10 +70,11 @@ pub(super) fn descriptors(
         let hole = if extent.hole { STATE_HOLE } else { 0 };
         let zero = if extent.zero { STATE_ZERO } else { 0 };
         let state = hole | zero;
+        let full = joined.len() == max;
         match joined.last_mut() {
             _ if len_bytes == 0 => continue,
             Some(last) if last.state == state => last.len_bytes += len_bytes,
-            _ if joined.len() == max => break,
+            _ if full => break,
             _ => joined.push(Descriptor { len_bytes, state }),
         }
         left -= len_bytes;

@@ -102,11 +102,6 @@ impl Request {
         if self.command == command::WRITE { self.len } else { 0 }
     }
 
-    /// Refusals of a read need a structured reply where those were negotiated.
-    pub(super) fn is_read(&self) -> bool {
-        self.command == command::READ
-    }
-
     /// Checks the request against the disk and the handshake.
     ///
     /// # Errors
