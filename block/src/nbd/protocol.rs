@@ -28,8 +28,8 @@ pub(super) mod option {
     pub(in crate::nbd) const INFO: u32 = 6;
     pub(in crate::nbd) const GO: u32 = 7;
     pub(in crate::nbd) const STRUCTURED_REPLY: u32 = 8;
-    pub(in crate::nbd) const LIST_META_CONTEXT: u32 = 10;
-    pub(in crate::nbd) const SET_META_CONTEXT: u32 = 11;
+    pub(in crate::nbd) const LIST_META_CONTEXT: u32 = 9;
+    pub(in crate::nbd) const SET_META_CONTEXT: u32 = 10;
 }
 
 pub(super) mod option_reply {
