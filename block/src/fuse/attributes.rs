@@ -80,7 +80,13 @@ mod tests {
     const OWNER: Owner = Owner { uid: 7, gid: 8 };
 
     fn geometry(size_bytes: u64, block_bytes_preferred: u32, read_only: bool) -> Geometry {
-        Geometry { size_bytes, block_bytes_min: 1, block_bytes_preferred, read_only, fast_zero: true }
+        Geometry {
+            size_bytes,
+            block_bytes_min: 1,
+            block_bytes_preferred,
+            read_only,
+            fast_zero: true,
+        }
     }
 
     #[test]
@@ -96,7 +102,8 @@ mod tests {
     #[test]
     fn the_preferred_block_stays_within_what_programs_expect() {
         for (preferred, shown) in [(1, 512), (4096, 4096), (1 << 26, 1 << 20)] {
-            let attr = of_file(INodeNo(20), &geometry(1 << 30, preferred, false), UNIX_EPOCH, OWNER);
+            let attr =
+                of_file(INodeNo(20), &geometry(1 << 30, preferred, false), UNIX_EPOCH, OWNER);
             assert_eq!(attr.blksize, shown);
         }
     }

@@ -35,8 +35,7 @@ pub(super) fn allocation(
         return Err(Errno::EROFS);
     }
     let range = ByteRange::new(offset, len).ok_or(Errno::EFBIG)?;
-    let options =
-        |no_hole| ZeroOptions { no_hole, fast: false, durability: Durability::Cached };
+    let options = |no_hole| ZeroOptions { no_hole, fast: false, durability: Durability::Cached };
     match mode {
         // There is nothing behind the end to punch, so that part is done already.
         PUNCH => Ok(cut(geometry, range)

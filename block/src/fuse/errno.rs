@@ -43,7 +43,8 @@ mod tests {
 
     #[test]
     fn numbers_with_a_meaning_for_the_kernel_never_get_through() {
-        for raw in [libc::ENOSYS, libc::EINTR, libc::EAGAIN, libc::ENOENT, libc::EIO, 512, 100_000] {
+        for raw in [libc::ENOSYS, libc::EINTR, libc::EAGAIN, libc::ENOENT, libc::EIO, 512, 100_000]
+        {
             assert_eq!(errno_of(&io_error(raw)), Errno::EIO, "errno {raw}");
         }
     }

@@ -146,8 +146,7 @@ impl<D: Device> Outbox<D> {
 
     /// Hands a request over to the workers in turn. Blocks while the worker's mailbox is full.
     pub(super) fn send(&self, request: Request<D>) {
-        let mailboxes =
-            Arc::clone(&self.mailboxes.read().unwrap_or_else(PoisonError::into_inner));
+        let mailboxes = Arc::clone(&self.mailboxes.read().unwrap_or_else(PoisonError::into_inner));
         if mailboxes.is_empty() {
             return request.refuse(Errno::ESHUTDOWN);
         }
