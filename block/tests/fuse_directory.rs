@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use fuse_support::{Fixture, MemDisk, Random};
 use tidemark_block::ByteRange;
-use tidemark_block::fuse::FuseError;
+use tidemark_block::fuse::{FuseConfig, FuseError};
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
@@ -208,6 +208,29 @@ fn long_writes_pass_through_little_memory() {
     });
     assert!(disk.contents() == parts.concat());
     assert!(disk.seen().writes >= 32, "256 KiB at a time: {:?}", disk.seen());
+}
+
+#[test]
+fn more_requests_than_the_bounds_allow_wait_their_turn() {
+    let config = FuseConfig { threads: 1, in_flight_max: 1, ..FuseConfig::default() };
+    let Some(fixture) = Fixture::with(config) else { return };
+    let disk = MemDisk::with_memory(4 << 20, 100_000).delayed(Duration::from_millis(1));
+    let disk = fixture.add("disk", disk);
+    let file = fixture.open("disk", 0);
+    let parts: Vec<Vec<u8>> = (0..32).map(|i| Random(i).bytes(60_000)).collect();
+    std::thread::scope(|scope| {
+        for (i, part) in parts.iter().enumerate() {
+            let file = &file;
+            scope.spawn(move || {
+                let offset = (i * part.len()) as u64;
+                file.write_all_at(part, offset).unwrap();
+                let mut back = vec![0; part.len()];
+                file.read_exact_at(&mut back, offset).unwrap();
+                assert!(back == *part, "part {i}");
+            });
+        }
+    });
+    assert!(disk.contents().starts_with(&parts.concat()));
 }
 
 #[test]

@@ -14,8 +14,8 @@
 //! writes and answers. fuser threads never wait for a device's I/O, only for memory or for room
 //! in a mailbox.
 //!
-//! - [`filesystem`](self): decodes and hands over; `decode`, `attributes`, `errno`, `files` hold
-//!   its decisions;
+//! - `filesystem`: decodes and hands over; `decode`, `attributes`, `errno` and `files` hold its
+//!   decisions;
 //! - `request`: mailboxes, tasks, answers; `split`: writes in several parts; `seek`: holes;
 //! - `reserve`: how a thread without an executor waits for memory;
 //! - `mounting`: mount and unmount.
@@ -174,18 +174,22 @@ impl<D: Device> Directory<D> {
         let Some(session) = self.session.take() else { return };
         let path = self.mount.path().to_owned();
         let path = path.display();
-        if session.guard.is_finished() {
-            tracing::warn!(%path, "the FUSE directory was unmounted by somebody else");
-            self.mount.forget();
+        // Threads that have ended say that the mount is gone: what is at the path now is not ours.
+        let unmounted = if session.guard.is_finished() {
+            Ok(self.mount.forget())
         } else {
-            match self.mount.unmount(self.unmount_wait) {
-                Ok(Unmounted::Clean) => tracing::info!(%path, "FUSE directory unmounted"),
-                Ok(Unmounted::Detached) => tracing::warn!(
-                    %path,
-                    "the FUSE directory is still in use and was detached; what its users do from now on fails"
-                ),
-                Err(error) => tracing::warn!(%path, %error, "can't unmount the FUSE directory"),
+            self.mount.unmount(self.unmount_wait)
+        };
+        match unmounted {
+            Ok(Unmounted::Clean) => tracing::info!(%path, "FUSE directory unmounted"),
+            Ok(Unmounted::Before) => {
+                tracing::warn!(%path, "the FUSE directory was unmounted by somebody else");
             }
+            Ok(Unmounted::Detached) => tracing::warn!(
+                %path,
+                "the FUSE directory is still in use and was detached; what its users do from now on fails"
+            ),
+            Err(error) => tracing::warn!(%path, %error, "can't unmount the FUSE directory"),
         }
         self.outbox.close();
         let until = Instant::now() + THREADS_END_WAIT;

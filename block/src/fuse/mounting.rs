@@ -47,6 +47,8 @@ pub(super) enum Unmounted {
     Clean,
     /// It was in use; it left the tree, and ends when the last user lets go.
     Detached,
+    /// Somebody else had unmounted it.
+    Before,
 }
 
 impl Mount {
@@ -91,6 +93,8 @@ impl Mount {
         let outcome = loop {
             match nix::mount::umount2(&self.path, MntFlags::UMOUNT_NOFOLLOW) {
                 Ok(()) => break Unmounted::Clean,
+                // Nothing is mounted there.
+                Err(Errno::EINVAL) => break Unmounted::Before,
                 Err(Errno::EBUSY) if Instant::now() < until => std::thread::sleep(BUSY_PAUSE),
                 Err(Errno::EBUSY) => {
                     let lazily = MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH;
@@ -104,22 +108,22 @@ impl Mount {
         Ok(outcome)
     }
 
-    /// Takes note that the mount is gone already; only the directory below is left to remove.
-    pub(super) fn forget(&mut self) {
+    /// Takes note that the mount is gone; only the directory below is left to remove.
+    pub(super) fn forget(&mut self) -> Unmounted {
         self.mounted = false;
         if std::mem::take(&mut self.created) {
             // Somebody may have put a file there meanwhile; then the directory stays.
             let _still_used = fs::remove_dir(&self.path);
         }
+        Unmounted::Before
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
         if !self.mounted {
-            return self.forget();
-        }
-        if let Err(error) = self.unmount(Duration::ZERO) {
+            self.forget();
+        } else if let Err(error) = self.unmount(Duration::ZERO) {
             tracing::warn!(path = %self.path.display(), %error, "the FUSE mount stays: unmount it by hand");
         }
     }

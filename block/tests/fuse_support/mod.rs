@@ -225,6 +225,11 @@ pub(crate) struct Fixture {
 impl Fixture {
     /// Mounts an empty directory; `None`, with a word about it, where the host can't.
     pub(crate) fn new() -> Option<Self> {
+        Self::with(FuseConfig::default())
+    }
+
+    /// The same with another configuration.
+    pub(crate) fn with(config: FuseConfig) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() || !std::path::Path::new("/dev/fuse").exists() {
             eprintln!("skipped: needs root and /dev/fuse");
             return None;
@@ -233,8 +238,7 @@ impl Fixture {
         let path = parent.path().join("disks");
         let workers = Workers::start("fuse-test", 2, ExecutorConfig::default()).expect("io_uring");
         let exports = Arc::new(ExportList::new());
-        let config =
-            FuseConfig { unmount_wait: Duration::from_millis(500), ..FuseConfig::default() };
+        let config = FuseConfig { unmount_wait: Duration::from_millis(500), ..config };
         let directory = Directory::mount(&path, Arc::clone(&exports), &workers.handle(), config)
             .expect("root can mount");
         Some(Self { directory: Some(directory), workers: Some(workers), exports, path, parent })
