@@ -20,11 +20,11 @@ impl WaitList {
     /// Queues `waker` under the ticket, or at the end under a new one when there is no ticket
     /// yet or it was woken meanwhile.
     pub(super) fn enqueue(&mut self, ticket: &mut Option<u64>, waker: &Waker) {
-        if let Some(known) = ticket {
-            if let Some((_, old)) = self.waiting.iter_mut().find(|(other, _)| other == known) {
-                old.clone_from(waker);
-                return;
-            }
+        if let Some(known) = ticket
+            && let Some((_, old)) = self.waiting.iter_mut().find(|(other, _)| other == known)
+        {
+            old.clone_from(waker);
+            return;
         }
         *ticket = Some(self.next_ticket);
         self.waiting.push_back((self.next_ticket, waker.clone()));

@@ -23,7 +23,7 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 pub struct UringStore {
     file: File,
     /// Holds the lock; the same open file as `file`.
-    _locked: Flock<std::fs::File>,
+    locked: Flock<std::fs::File>,
     geometry: StoreGeometry,
     direct: bool,
     block_device: bool,
@@ -41,7 +41,7 @@ impl UringStore {
             what: "copying its descriptor",
             source,
         })?;
-        Ok(Self { file: again.into(), _locked: file, geometry, direct, block_device })
+        Ok(Self { file: again.into(), locked: file, geometry, direct, block_device })
     }
 
     /// True when reads and writes go past the page cache.
@@ -133,7 +133,7 @@ impl UringStore {
     fn seek(&self, from: u64, whence: i32) -> io::Result<Option<u64>> {
         let from = i64::try_from(from).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         // SAFETY: the call takes integers only.
-        let found = unsafe { libc::lseek(self._locked.as_raw_fd(), from, whence) };
+        let found = unsafe { libc::lseek(self.locked.as_raw_fd(), from, whence) };
         match u64::try_from(found) {
             Ok(found) => Ok(Some(found)),
             Err(_) => match io::Error::last_os_error() {
