@@ -153,7 +153,7 @@ fn ext4_on_loop() {
 
 #[test]
 fn xfs_on_loop() {
-    // Smaller than mkfs.xfs accepts by itself: the log and the size are said.
+    // The disk is smaller than the 300 MB that mkfs.xfs otherwise asks for.
     let unsupported = ["-q", "-f", "--unsupported"];
     file_system_on_loop("mkfs.xfs", &unsupported, &["xfs_repair", "-n"]);
 }
