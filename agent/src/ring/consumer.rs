@@ -142,7 +142,9 @@ impl Consumer {
         if !ready() {
             shared.bell().sleep_for(self.cursor, ready, &Futex::sleeping(timeout));
         }
-        shared.nudged.store(false, Ordering::Relaxed);
+        // Acquire pairs with the release store in `Ring::wake_consumer`: whatever the nudge is
+        // about is seen by who looks after this.
+        shared.nudged.swap(false, Ordering::Acquire);
     }
 }
 
