@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod copy;
 pub mod daemon;
+pub mod inspect;
 pub mod random;
 pub mod ring;
 pub mod shipper;

@@ -150,8 +150,7 @@ impl StateFile {
     fn replace(&self, text: &[u8]) -> io::Result<()> {
         let beside = self.path.with_extension("json.new");
         let mut options = OpenOptions::new();
-        let mut file =
-            options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         file.write_all(text)?;
         file.sync_all()?;
         fs::rename(&beside, &self.path)?;
@@ -220,8 +219,7 @@ impl Document {
             self.released,
         ];
         let numbers: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
-        let sum =
-            checksum::sum_parts(&[self.volume.as_bytes(), self.journal.as_bytes(), &numbers]);
+        let sum = checksum::sum_parts(&[self.volume.as_bytes(), self.journal.as_bytes(), &numbers]);
         format!("{sum:016x}")
     }
 }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tidemark_block::engine::socket::Address;
-use tidemark_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use tidemark_wire::DecodeError;
+use tidemark_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -102,10 +102,7 @@ pub enum ReceiveError {
 ///
 /// # Errors
 /// [`ReceiveError`].
-pub fn receive_frame(
-    reader: &mut dyn Read,
-    body: &mut Vec<u8>,
-) -> Result<FrameKind, ReceiveError> {
+pub fn receive_frame(reader: &mut dyn Read, body: &mut Vec<u8>) -> Result<FrameKind, ReceiveError> {
     let mut head = [0; FRAME_HEADER_BYTES];
     reader.read_exact(&mut head)?;
     let (header, kind) = FrameHeader::decode(&head)?;

@@ -165,7 +165,10 @@ mod tests {
     #[test]
     fn a_collector_without_a_copy_gets_one() {
         let initial = Verdict::CopyAnew(CopyCause::Initial);
-        assert_eq!(judge(&hello(JournalId::NIL, 0, 3), &welcome(OURS, 0, 0), false, WHOLE), initial);
+        assert_eq!(
+            judge(&hello(JournalId::NIL, 0, 3), &welcome(OURS, 0, 0), false, WHOLE),
+            initial
+        );
         assert_eq!(judge(&hello(OURS, 0, 3), &welcome(OURS, 0, 0), false, WHOLE), initial);
         assert_eq!(judge(&hello(OURS, 5, 9), &welcome(OTHER, 0, 0), true, WHOLE), initial);
     }

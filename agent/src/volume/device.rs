@@ -216,9 +216,8 @@ impl<S: Store> Device for Volume<S> {
             let _held = self.locks.lock(range.align_outward(self.unit_bytes())).await;
             let flags = flags(options.durability, options.no_hole);
             let spec = range_spec(RecordKind::WriteZeroes, range, flags);
-            let work = async {
-                self.units.zero(range, options.no_hole, options.fast).await.map(|_| ())
-            };
+            let work =
+                async { self.units.zero(range, options.no_hole, options.fast).await.map(|_| ()) };
             self.change(&spec, work).await.map_err(|error| match error.kind() {
                 io::ErrorKind::Unsupported => DeviceError::Unsupported("fast zeroing"),
                 _ => io_error(range, error),

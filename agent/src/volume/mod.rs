@@ -140,6 +140,12 @@ impl<S: Store> Volume<S> {
         self.units.unit_bytes()
     }
 
+    /// The backing store.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        self.units.store()
+    }
+
     /// The change ring.
     #[must_use]
     pub fn ring(&self) -> &Ring {
@@ -197,14 +203,8 @@ impl<S: Store> Volume<S> {
     /// Puts a record without data of the volume in the stream; its body is `body`. `None` when
     /// the ring has no room.
     pub(crate) fn stamp(&self, kind: RecordKind, aux: u64, body: &[u8]) -> Option<Seq> {
-        let mut spec = RecordSpec {
-            kind,
-            offset_bytes: 0,
-            len_bytes: 0,
-            payload_bytes: 0,
-            flags: 0,
-            aux,
-        };
+        let mut spec =
+            RecordSpec { kind, offset_bytes: 0, len_bytes: 0, payload_bytes: 0, flags: 0, aux };
         let mut extent = None;
         if !body.is_empty() {
             let mut memory = self.ring.reserve(0, body.len())?;
@@ -304,7 +304,6 @@ impl<S: Store> Volume<S> {
         }
         result
     }
-
 }
 
 /// A record of data.

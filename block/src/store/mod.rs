@@ -6,9 +6,9 @@
 //! combination of units of the store.
 
 mod open;
-mod units;
 #[cfg(test)]
 mod tests;
+mod units;
 mod uring;
 
 pub use open::{OpenMode, StoreError};

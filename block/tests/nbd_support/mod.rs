@@ -42,8 +42,7 @@ impl Fixture {
         exports.add(export).expect("a valid name");
         let workers =
             Workers::start("nbd-test", 2, ExecutorConfig::default()).expect("io_uring works here");
-        let server =
-            Server::start(Arc::clone(&exports), vec![listener], &workers.handle(), config);
+        let server = Server::start(Arc::clone(&exports), vec![listener], &workers.handle(), config);
         Self { exports, server: Some(server), workers: Some(workers), folder }
     }
 
