@@ -1,0 +1,32 @@
+//! The journal: the append-only log of one volume's change records.
+//!
+//! Frames of records enter at [`Journal::append`] as they came off the wire; durable records
+//! leave through [`JournalReader`], to views and to people. One [`Journal`] owns the files of a
+//! directory and is their only writer. A crash loses what was appended and not committed, and
+//! nothing else.
+//!
+//! - [`format`]: the segment file, byte by byte;
+//! - `writer`: append, group commit, sealing, latching after a failed write;
+//! - `recover`: what is done with the files at start, and with damage;
+//! - `reader`, `segment`, `index`, `span`: what readers ask;
+//! - `inspect`, `scan`: segment files without a journal around them.
+
+pub mod format;
+mod index;
+mod inspect;
+mod reader;
+mod recover;
+mod scan;
+mod segment;
+mod span;
+mod types;
+mod writer;
+
+pub use inspect::{inspect_records, inspect_segment};
+pub use reader::{JournalReader, Pin};
+pub(crate) use segment::{Head, Segment, decode_head};
+pub use types::{
+    Committed, Cut, InspectedRecord, JournalConfig, JournalIdentity, Mark, MarkBody, OpenReport,
+    SegmentInfo, SegmentReport, Span,
+};
+pub use writer::{Journal, PENDING_BYTES_MAX};
