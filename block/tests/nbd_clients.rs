@@ -63,7 +63,11 @@ fn nbdinfo_sees_the_exports_their_abilities_and_their_map() {
     let disk = MemoryDisk::sized(1 << 20);
     disk.put(128 << 10, &pattern(64 << 10, 2));
     let fixture = Fixture::with_disk("disk", disk);
-    fixture.add("other", "read-only", MemoryDisk::new(Shape { read_only: true, ..Shape::default() }));
+    fixture.add(
+        "other",
+        "read-only",
+        MemoryDisk::new(Shape { read_only: true, ..Shape::default() }),
+    );
     let uri = fixture.uri("disk");
     let Some(info) = run("nbdinfo", &["--json", &uri]) else { return };
     for expected in [

@@ -120,7 +120,8 @@ impl Request {
                 Ok(Command::Read { range: self.range(geometry, Access::Read)?, whole })
             }
             command::WRITE => {
-                Ok(Command::Write { range: self.writable_range(geometry)?, durability })
+                let range = self.writable_range(geometry, Access::Write)?;
+                Ok(Command::Write { range, durability })
             }
             command::DISCONNECT => Ok(Command::Disconnect),
             command::FLUSH if self.offset != 0 || self.len != 0 => {
@@ -128,7 +129,9 @@ impl Request {
             }
             command::FLUSH => Ok(Command::Flush),
             command::TRIM => {
-                Ok(Command::Trim { range: self.writable_range(geometry)?, durability })
+                // It needs no space, so a place beyond the end is a mistake, as it is for a read.
+                let range = self.writable_range(geometry, Access::Read)?;
+                Ok(Command::Trim { range, durability })
             }
             command::CACHE => Ok(Command::Cache { range: self.range(geometry, Access::Read)? }),
             command::WRITE_ZEROES => {
@@ -137,7 +140,8 @@ impl Request {
                     fast: self.has(command_flag::FAST_ZERO),
                     durability,
                 };
-                Ok(Command::WriteZeroes { range: self.writable_range(geometry)?, options })
+                let range = self.writable_range(geometry, Access::Write)?;
+                Ok(Command::WriteZeroes { range, options })
             }
             command::BLOCK_STATUS if !negotiated.allocation => Err(Refusal::new(
                 ErrorCode::Invalid,
@@ -182,11 +186,11 @@ impl Request {
         Err(Refusal::new(code, "a read has at most 32 MiB"))
     }
 
-    fn writable_range(&self, geometry: &Geometry) -> Result<ByteRange, Refusal> {
+    fn writable_range(&self, geometry: &Geometry, access: Access) -> Result<ByteRange, Refusal> {
         if geometry.read_only {
             return Err(Refusal::from_device(&DeviceError::ReadOnly, Access::Write));
         }
-        self.range(geometry, Access::Write)
+        self.range(geometry, access)
     }
 
     fn range(&self, geometry: &Geometry, access: Access) -> Result<ByteRange, Refusal> {

@@ -98,9 +98,7 @@ impl Chunk {
         let tail = &self.data[6 + len..];
         match self.kind {
             0x8001 if tail.is_empty() => (code, message, None),
-            0x8002 => {
-                (code, message, Some(u64::from_be_bytes(tail.try_into().expect("8 bytes"))))
-            }
+            0x8002 => (code, message, Some(u64::from_be_bytes(tail.try_into().expect("8 bytes")))),
             _ => panic!("{self:?}"),
         }
     }

@@ -162,11 +162,7 @@ impl Device for MemoryDisk {
         Ok(HeapPayload { start: range.start(), bytes: vec![0; len] })
     }
 
-    async fn write(
-        &self,
-        payload: HeapPayload,
-        durability: Durability,
-    ) -> Result<(), DeviceError> {
+    async fn write(&self, payload: HeapPayload, durability: Durability) -> Result<(), DeviceError> {
         let len = payload.bytes.len() as u64;
         self.take_time(ByteRange::new(payload.start, len).expect("reserved")).await?;
         self.put(payload.start, &payload.bytes);

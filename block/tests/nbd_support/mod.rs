@@ -2,7 +2,7 @@
 //! unix socket in a temporary folder, and a client that says exactly what a test tells it.
 //!
 //! The client knows the protocol by numbers of its own, so a wrong number in the server shows.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary uses a part")]
 
 mod client;
 mod memory_disk;
@@ -42,8 +42,7 @@ impl Fixture {
         exports.add(export).expect("a valid name");
         let workers =
             Workers::start("nbd-test", 2, ExecutorConfig::default()).expect("io_uring works here");
-        let server =
-            Server::start(Arc::clone(&exports), vec![listener], &workers.handle(), config);
+        let server = Server::start(Arc::clone(&exports), vec![listener], &workers.handle(), config);
         Self { exports, server: Some(server), workers: Some(workers), folder }
     }
 
