@@ -6,6 +6,8 @@
 //! combination of units of the store.
 
 mod open;
+#[cfg(test)]
+mod tests;
 mod uring;
 
 pub use open::{OpenMode, StoreError};
