@@ -130,9 +130,13 @@ impl Executor {
     /// What the kernel says when it can't make a ring: `EPERM` where io_uring is forbidden by
     /// sysctl or seccomp, `ENOMEM`, or too many open files.
     pub fn new(config: &ExecutorConfig) -> io::Result<Self> {
+        Self::over(Ring::new(config.ring_entries)?, config)
+    }
+
+    pub(super) fn over(ring: Ring, config: &ExecutorConfig) -> io::Result<Self> {
         let remote = Arc::new(Remote::new(config.tasks_max)?);
         let core = Rc::new(Core {
-            ring: RefCell::new(Ring::new(config.ring_entries)?),
+            ring: RefCell::new(ring),
             tasks: RefCell::new(TaskTable { slots: Vec::new(), free: Vec::new() }),
             ready: RefCell::new(VecDeque::with_capacity(config.tasks_max + 1)),
             main_wake: Arc::new(TaskWake::new(MAIN_TASK, Arc::clone(&remote))),

@@ -13,6 +13,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::file::File;
+use super::ring::Ring;
 use super::socket::Stream;
 use super::*;
 use crate::chunk::Chunk;
@@ -72,21 +73,29 @@ fn sleeping_tasks_run_beside_each_other() {
     assert!(begin.elapsed() < Duration::from_millis(1000), "they slept one after another");
 }
 
+/// On the ring of this kernel and on that of an old one.
+fn on_both_rings(config: ExecutorConfig, test: impl Fn(&Executor)) {
+    test(&Executor::new(&config).unwrap());
+    test(&Executor::over(Ring::plain(config.ring_entries).unwrap(), &config).unwrap());
+}
+
 #[test]
 fn a_mailbox_carries_everything_in_order_from_another_thread() {
-    let (sender, mut receiver) = mailbox::<u32>(4);
-    let other = std::thread::spawn(move || {
-        for number in 0..10_000 {
-            sender.send(number).unwrap();
-        }
+    on_both_rings(ExecutorConfig::default(), |executor| {
+        let (sender, mut receiver) = mailbox::<u32>(4);
+        let other = std::thread::spawn(move || {
+            for number in 0..10_000 {
+                sender.send(number).unwrap();
+            }
+        });
+        executor.block_on(async {
+            for expected in 0..10_000 {
+                assert_eq!(receiver.recv().await, Some(expected));
+            }
+            assert_eq!(receiver.recv().await, None, "every sender is gone");
+        });
+        other.join().unwrap();
     });
-    executor().block_on(async {
-        for expected in 0..10_000 {
-            assert_eq!(receiver.recv().await, Some(expected));
-        }
-        assert_eq!(receiver.recv().await, None, "every sender is gone");
-    });
-    other.join().unwrap();
 }
 
 #[test]
@@ -258,26 +267,93 @@ fn a_dropped_accept_leaks_no_connection() {
 #[test]
 fn more_operations_than_the_queues_hold_all_complete() {
     let config = ExecutorConfig { ring_entries: 4, tasks_max: 2000 };
-    let file = Rc::new(File::from(tempfile::tempfile().unwrap()));
-    let running = Rc::new(Cell::new(0));
-    Executor::new(&config).unwrap().block_on(async {
-        for task in 0..1500_u32 {
-            let (file, end) = (Rc::clone(&file), Ends::new(&running));
-            spawn(async move {
-                let mut buffer = Chunk::zeroed(8);
-                buffer.as_mut_slice()[..4].copy_from_slice(&task.to_le_bytes());
-                let at = u64::from(task) * 8;
-                let (written, buffer) = file.write_at(buffer, at, Durability::Cached).await;
-                assert_eq!(written.unwrap(), 8);
-                sleep(Duration::from_millis(u64::from(task % 3))).await;
-                let (read, buffer) = file.read_at(buffer, at).await;
-                assert_eq!(read.unwrap(), 8);
-                assert_eq!(buffer.as_slice()[..4], task.to_le_bytes());
-                drop(end);
-            });
-        }
-        until_none(&running).await;
+    on_both_rings(config, |executor| {
+        let file = Rc::new(File::from(tempfile::tempfile().unwrap()));
+        let running = Rc::new(Cell::new(0));
+        executor.block_on(async {
+            for task in 0..1500_u32 {
+                let (file, end) = (Rc::clone(&file), Ends::new(&running));
+                spawn(async move {
+                    write_sleep_read(&file, task).await;
+                    drop(end);
+                });
+            }
+            until_none(&running).await;
+        });
     });
+}
+
+async fn write_sleep_read(file: &File, task: u32) {
+    let mut buffer = Chunk::zeroed(8);
+    buffer.as_mut_slice()[..4].copy_from_slice(&task.to_le_bytes());
+    let at = u64::from(task) * 8;
+    let (written, buffer) = file.write_at(buffer, at, Durability::Cached).await;
+    assert_eq!(written.unwrap(), 8);
+    sleep(Duration::from_millis(u64::from(task % 3))).await;
+    let (read, buffer) = file.read_at(buffer, at).await;
+    assert_eq!(read.unwrap(), 8);
+    assert_eq!(buffer.as_slice()[..4], task.to_le_bytes());
+}
+
+#[test]
+fn a_dropped_read_writes_nothing_later() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    let file = File::from(file);
+    let pool = BufferPool::new(1, 1 << 20);
+    executor().block_on(async {
+        for _ in 0..50 {
+            {
+                let mut read = pin!(file.read_at(pool.try_take().unwrap(), 0));
+                poll_once(&mut read).await;
+            }
+            let mut buffer = pool.try_take().expect("the read gave the buffer back");
+            buffer.as_mut_slice().fill(1);
+            sleep(Duration::ZERO).await;
+            assert!(buffer.as_slice().iter().all(|byte| *byte == 1));
+        }
+    });
+}
+
+#[test]
+fn a_promised_buffer_passes_on_when_its_task_gives_up() {
+    let pool = BufferPool::new(1, 1);
+    let held = pool.try_take().unwrap();
+    executor().block_on(async {
+        let mut first = Box::pin(pool.take());
+        let mut second = Box::pin(pool.take());
+        poll_once(&mut first).await;
+        poll_once(&mut second).await;
+        drop(held);
+        assert!(pool.try_take().is_none(), "the one who waits comes first");
+        poll_once(&mut second).await;
+        drop(first);
+        drop(second.await);
+    });
+    assert!(pool.try_take().is_some());
+}
+
+#[test]
+fn threads_share_a_pool_of_few_buffers() {
+    let pool = BufferPool::new(3, 64);
+    let workers = Workers::start("pool", 2, ExecutorConfig::default()).unwrap();
+    for task in 0..32 {
+        let pool = pool.clone();
+        workers.spawn_on(task, move || async move {
+            for round in 0..300 {
+                let mut buffer = pool.take().await;
+                buffer.as_mut_slice().fill(1);
+                let rest = buffer.split_off(32);
+                if round % 8 == 0 {
+                    sleep(Duration::from_micros(10)).await;
+                }
+                drop((buffer, rest));
+            }
+        });
+    }
+    workers.shutdown();
+    let all = [pool.try_take(), pool.try_take(), pool.try_take()];
+    assert!(all.iter().all(Option::is_some) && pool.try_take().is_none());
 }
 
 #[test]

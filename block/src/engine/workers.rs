@@ -135,17 +135,12 @@ fn run(
     };
     let _ = report.send(Ok(()));
     executor.block_on(async move {
-        loop {
-            match jobs.recv().await {
-                Some(Job::Start(build)) => {
-                    // Built first: the building may start tasks, too.
-                    let task = build();
-                    until(|core| core.has_room()).await;
-                    let started = current().start(Body::Boxed(task));
-                    assert!(started.is_ok(), "there was room in the task table");
-                }
-                Some(Job::Stop) | None => break,
-            }
+        while let Some(Job::Start(build)) = jobs.recv().await {
+            // Built first: the building may start tasks, too.
+            let task = build();
+            until(|core| core.has_room()).await;
+            let started = current().start(Body::Boxed(task));
+            assert!(started.is_ok(), "there was room in the task table");
         }
         drop(jobs);
         until(|core| core.live_tasks() == 0).await;

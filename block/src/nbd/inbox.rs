@@ -108,10 +108,7 @@ impl Inbox {
         let place = if self.after_payload { &mut self.single } else { &mut self.batch };
         let chunk = place.take().expect("one receive at a time");
         let (result, chunk) = stream.recv(chunk).await;
-        let received = result.map(|bytes| {
-            self.append(&chunk, bytes);
-            bytes
-        });
+        let received = result.inspect(|bytes| self.append(&chunk, *bytes));
         if self.after_payload {
             self.single = Some(chunk);
         } else {

@@ -256,7 +256,7 @@ impl Replies {
 
     fn error(&mut self, kind: u32, message: &str) {
         let cut = message.floor_char_boundary(MESSAGE_BYTES_MAX);
-        self.push(kind, &[message[..cut].as_bytes()]);
+        self.push(kind, &[&message.as_bytes()[..cut]]);
     }
 
     fn refuse_data(&mut self, error: OptionError) {

@@ -56,18 +56,8 @@ impl Store for UringStore {
         self.geometry
     }
 
-    async fn read_at(&self, mut buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {
-        let wanted = buf.len();
-        let (result, back) = self.file.read_at(buf, offset).await;
-        buf = back;
-        let result = result.and_then(|bytes| match bytes {
-            bytes if bytes == wanted => Ok(()),
-            bytes => Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                format!("read {bytes} of {wanted} bytes"),
-            )),
-        });
-        (result, buf)
+    async fn read_at(&self, buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {
+        self.file.read_exact_at(buf, offset).await
     }
 
     async fn write_at(
@@ -76,16 +66,7 @@ impl Store for UringStore {
         offset: u64,
         durability: Durability,
     ) -> (io::Result<()>, Chunk) {
-        let wanted = buf.len();
-        let (result, buf) = self.file.write_at(buf, offset, durability).await;
-        let result = result.and_then(|bytes| match bytes {
-            bytes if bytes == wanted => Ok(()),
-            bytes => Err(io::Error::new(
-                io::ErrorKind::WriteZero,
-                format!("wrote {bytes} of {wanted} bytes"),
-            )),
-        });
-        (result, buf)
+        self.file.write_all_at(buf, offset, durability).await
     }
 
     async fn sync(&self) -> io::Result<()> {

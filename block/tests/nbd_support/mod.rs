@@ -2,7 +2,7 @@
 //! unix socket in a temporary folder, and a client that says exactly what a test tells it.
 //!
 //! The client knows the protocol by numbers of its own, so a wrong number in the server shows.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary uses a part")]
 
 mod client;
 mod memory_disk;

@@ -70,7 +70,8 @@ impl Listener {
     /// The next connection.
     ///
     /// # Errors
-    /// The operating system's, such as too many open files; the listener stays usable.
+    /// The operating system's, such as too many open files; the listener stays usable, after a
+    /// pause.
     pub async fn accept(&self) -> io::Result<(Stream, PeerName)> {
         let accept = Accept { listener: self.fd.as_fd() };
         let descriptor = Op::new(accept).await.0?;
