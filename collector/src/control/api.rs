@@ -101,6 +101,8 @@ pub struct VolumeStatus {
     pub spans: Vec<SpanInfo>,
     /// How far the copy is, while one is under way.
     pub copy: Option<CopyProgress>,
+    /// Why the volume can't be journaled or opened at the moment, and what to do.
+    pub problem: Option<String>,
 }
 
 /// A range of the history inside which no state is offered.
