@@ -1,1 +1,3 @@
-//! stub
+//! The collector: journals change records and turns them into recovery points.
+
+pub mod control;
