@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tidemark_block::engine::socket::Address;
 
-use crate::error::{Error, Result, nearest};
+use crate::error::{Failure, Result, nearest};
 
 /// Where the file is when nobody says otherwise; it may be missing there.
 pub const CONFIG_PATH_DEFAULT: &str = "/etc/tidemark/collector.toml";
@@ -90,7 +90,7 @@ impl Config {
             Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
                 Self::parse("", file)
             }
-            Err(error) => Err(Error::invalid(format!(
+            Err(error) => Err(Failure::invalid(format!(
                 "can't read the configuration {}: {error}",
                 file.display()
             ))
@@ -105,7 +105,7 @@ impl Config {
     pub fn parse(text: &str, file: &Path) -> Result<Self> {
         let raw: Raw = toml::from_str(text).map_err(|error| explain(&error, text, file))?;
         let at = |span: std::ops::Range<usize>, message: String| {
-            Error::invalid(format!("{}:{}: {message}", file.display(), line_of(text, span.start)))
+            Failure::invalid(format!("{}:{}: {message}", file.display(), line_of(text, span.start)))
         };
         let mut listen = Vec::new();
         for address in &raw.listen {
@@ -136,7 +136,7 @@ impl Config {
         for (key, path) in [("data_dir", &raw.data_dir), ("control_socket", &raw.control_socket)] {
             if !path.is_absolute() {
                 let line = key_line(text, key);
-                return Err(Error::invalid(format!(
+                return Err(Failure::invalid(format!(
                     "{}:{line}: {key} is {:?}, an absolute path is needed",
                     file.display(),
                     path
@@ -174,16 +174,16 @@ fn check_listen(address: &Address) -> std::result::Result<(), String> {
     }
 }
 
-fn explain(error: &toml::de::Error, text: &str, file: &Path) -> Error {
+fn explain(error: &toml::de::Error, text: &str, file: &Path) -> Failure {
     let span = error.span().unwrap_or(0..0);
     let line = line_of(text, span.start);
     let message = format!("{}:{line}: {}", file.display(), error.message());
     let key = text.get(span).unwrap_or("").trim();
     if !error.message().starts_with("unknown field") {
-        return Error::invalid(message);
+        return Failure::invalid(message);
     }
     let message = format!("{}:{line}: there is no key {key:?}", file.display());
-    Error::invalid(message).with_hint(match nearest(key, KEYS) {
+    Failure::invalid(message).with_hint(match nearest(key, KEYS) {
         Some(right) => format!("did you mean {right}?"),
         None => format!("the keys are {}", KEYS.join(", ")),
     })

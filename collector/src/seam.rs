@@ -1,75 +1,62 @@
-//! Where time and randomness come from. Everything in the collector that needs either is given
-//! one of these, so that the simulator can run the same code with its own.
+//! What a run can't repeat by itself: time and randomness, behind traits.
+//!
+//! The daemon passes [`SystemClock`] and [`SystemRandom`] down; the simulator passes its own.
+//! Nothing else in the collector asks the operating system for either.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use ring::rand::{SecureRandom, SystemRandom};
+use ring::rand::{SecureRandom, SystemRandom as RingRandom};
 use tidemark_wire::WallMicros;
 
-/// A clock.
+/// The two clocks.
 pub trait Clock: Send + Sync + 'static {
-    /// Time since some fixed moment; never goes back.
-    fn monotonic(&self) -> Duration;
-    /// The time that people use; may jump.
+    /// Wall-clock time, for people; may jump.
     fn wall(&self) -> WallMicros;
+    /// Time since a fixed moment of this run; never goes back. Ages are measured with it.
+    fn monotonic(&self) -> Duration;
 }
 
-/// The machine's clock; its fixed moment is its making.
-pub struct RealClock {
-    origin: Instant,
-}
-
-impl RealClock {
-    /// A clock that begins now.
-    #[must_use]
-    #[allow(clippy::disallowed_methods, reason = "this is the seam")]
-    pub fn start() -> Self {
-        Self { origin: Instant::now() }
-    }
-}
-
-impl Clock for RealClock {
-    fn monotonic(&self) -> Duration {
-        self.origin.elapsed()
-    }
-
-    #[allow(clippy::disallowed_methods, reason = "this is the seam")]
-    fn wall(&self) -> WallMicros {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        WallMicros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
-    }
-}
-
-/// A source of identities.
+/// Source of random bytes that nobody can guess.
 pub trait Random: Send + Sync + 'static {
-    /// Sixteen bytes that nobody has seen before.
-    fn id_bytes(&self) -> [u8; 16];
+    /// Fills `bytes`.
+    fn fill(&self, bytes: &mut [u8]);
 }
 
-/// The system's generator.
-pub struct RealRandom(SystemRandom);
-
-impl RealRandom {
-    /// The system's generator.
-    #[must_use]
-    #[allow(clippy::disallowed_methods, reason = "this is the seam")]
-    pub fn new() -> Self {
-        Self(SystemRandom::new())
-    }
+/// The machine's clocks.
+#[derive(Debug)]
+pub struct SystemClock {
+    started: Instant,
 }
 
-impl Default for RealRandom {
+impl Default for SystemClock {
     fn default() -> Self {
-        Self::new()
+        Self { started: Instant::now() }
     }
 }
 
-impl Random for RealRandom {
-    fn id_bytes(&self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        // getrandom(2) fails on no kernel that this program runs on once the pool is seeded, and
-        // it waits until then.
-        self.0.fill(&mut bytes).expect("the system gives random bytes");
-        bytes
+impl Clock for SystemClock {
+    fn wall(&self) -> WallMicros {
+        let now = jiff::Timestamp::now().as_microsecond();
+        WallMicros(u64::try_from(now).unwrap_or(0))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// The kernel's random bytes.
+#[derive(Debug)]
+pub struct SystemRandom(RingRandom);
+
+impl Default for SystemRandom {
+    fn default() -> Self {
+        Self(RingRandom::new())
+    }
+}
+
+impl Random for SystemRandom {
+    fn fill(&self, bytes: &mut [u8]) {
+        self.0.fill(bytes).expect("getrandom(2) fails only for an invalid buffer");
     }
 }

@@ -5,17 +5,13 @@
 //! file, the hint says what to do about it. Journal and view have errors of their own, since a
 //! program decides on them; they are the source of these.
 
-mod nearest;
-
-pub use nearest::nearest;
-
 use std::fmt;
 use std::io;
 use std::path::Path;
 
 /// What the caller can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
+pub enum FailureKind {
     /// The thing that was named does not exist.
     NotFound,
     /// The request or the configuration makes no sense.
@@ -30,9 +26,9 @@ pub enum ErrorKind {
 
 /// Something that was asked for and could not be done.
 #[derive(Debug)]
-pub struct Error {
+pub struct Failure {
     /// What the caller can do.
-    pub kind: ErrorKind,
+    pub kind: FailureKind,
     /// What happened, to which volume or file.
     pub message: String,
     /// What to do about it.
@@ -41,61 +37,61 @@ pub struct Error {
 }
 
 /// What operations of this crate return.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+pub type Result<T, E = Failure> = std::result::Result<T, E>;
 
-impl Error {
+impl Failure {
     /// An error with neither hint nor source.
     #[must_use]
-    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), hint: None, source: None }
     }
 
     /// The named thing does not exist.
     #[must_use]
     pub fn not_found(message: impl Into<String>) -> Self {
-        Self::new(ErrorKind::NotFound, message)
+        Self::new(FailureKind::NotFound, message)
     }
 
     /// The request makes no sense.
     #[must_use]
     pub fn invalid(message: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Invalid, message)
+        Self::new(FailureKind::Invalid, message)
     }
 
     /// It does not fit the state of things.
     #[must_use]
     pub fn conflict(message: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Conflict, message)
+        Self::new(FailureKind::Conflict, message)
     }
 
     /// Not possible now.
     #[must_use]
     pub fn unavailable(message: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Unavailable, message)
+        Self::new(FailureKind::Unavailable, message)
     }
 
     /// A problem of the collector's own.
     #[must_use]
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Internal, message)
+        Self::new(FailureKind::Internal, message)
     }
 
     /// A failed operation on a file, with a hint where the system's error suggests one.
     #[must_use]
     pub fn io(doing: &str, path: &Path, source: io::Error) -> Self {
         let (kind, hint) = match source.kind() {
-            io::ErrorKind::NotFound => (ErrorKind::NotFound, Some("make the directory first")),
-            io::ErrorKind::AlreadyExists => (ErrorKind::Conflict, None),
+            io::ErrorKind::NotFound => (FailureKind::NotFound, Some("make the directory first")),
+            io::ErrorKind::AlreadyExists => (FailureKind::Conflict, None),
             io::ErrorKind::PermissionDenied => {
-                (ErrorKind::Invalid, Some("check owner and mode of the path, and run it as root"))
+                (FailureKind::Invalid, Some("check owner and mode of the path, and run it as root"))
             }
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                (ErrorKind::Unavailable, Some("make room on that file system"))
+                (FailureKind::Unavailable, Some("make room on that file system"))
             }
             io::ErrorKind::ReadOnlyFilesystem => {
-                (ErrorKind::Invalid, Some("choose a path on a file system that can be written"))
+                (FailureKind::Invalid, Some("choose a path on a file system that can be written"))
             }
-            _ => (ErrorKind::Internal, None),
+            _ => (FailureKind::Internal, None),
         };
         let message = format!("can't {doing} {}: {source}", path.display());
         let error = Self::new(kind, message).because(source);
@@ -120,7 +116,7 @@ impl Error {
     }
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
         match &self.hint {
@@ -130,7 +126,7 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {
+impl std::error::Error for Failure {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
     }

@@ -1,0 +1,2 @@
+//! Takes change records from agents and makes them durable.
+pub mod session;
