@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tidemark_block::engine::socket::Address;
+pub use tidemark_block::engine::socket::Address;
 
 use crate::error::{Failure, Result, nearest};
 

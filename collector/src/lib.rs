@@ -9,6 +9,7 @@ pub mod control;
 pub mod error;
 pub mod ingest;
 pub mod journal;
+pub mod points;
 pub mod seam;
 pub mod seed;
 pub mod storage;

@@ -131,3 +131,24 @@ impl std::error::Error for Failure {
         self.source.as_deref().map(|source| source as _)
     }
 }
+
+impl From<super::JournalError> for Failure {
+    fn from(error: super::JournalError) -> Self {
+        let kind = match error.kind() {
+            super::ErrorKind::Retry => FailureKind::Unavailable,
+            _ => FailureKind::Internal,
+        };
+        Self::new(kind, error.to_string()).because(error)
+    }
+}
+
+impl From<super::ViewError> for Failure {
+    fn from(error: super::ViewError) -> Self {
+        let kind = match error.kind() {
+            super::ErrorKind::Retry => FailureKind::Unavailable,
+            super::ErrorKind::Invalid => FailureKind::Invalid,
+            _ => FailureKind::Internal,
+        };
+        Self::new(kind, error.to_string()).because(error)
+    }
+}
