@@ -2,6 +2,7 @@
 
 mod failure;
 mod nearest;
+mod severity;
 
 use std::fmt;
 use std::io;
@@ -12,6 +13,7 @@ use tidemark_wire::Seq;
 
 pub use failure::{Failure, FailureKind, Result};
 pub use nearest::nearest;
+pub use severity::Severity;
 
 /// What the caller does about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
