@@ -1,11 +1,19 @@
 //! Why the journal, the seed or a view could not do what was asked, and what the caller does.
 
+mod failure;
+mod nearest;
+mod severity;
+
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use tidemark_block::ByteRange;
 use tidemark_wire::Seq;
+
+pub use failure::{Failure, FailureKind, Result};
+pub use nearest::nearest;
+pub use severity::Severity;
 
 /// What the caller does about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
