@@ -48,10 +48,11 @@ require_root() { ((EUID == 0)) || { echo "skipped: needs root" >&2; exit 77; }; 
 # others.
 later() { UNDO+=("$(printf '%q ' "$@")"); }
 
-# foreground CMD...: runs a long command so that a signal to this script ends it at once.
+# foreground CMD...: runs a long command, in a session of its own, so that a signal to this script
+# ends it and all its children at once.
 foreground() {
     local status=0
-    "$@" &
+    setsid "$@" &
     FOREGROUND_PID=$!
     wait "$FOREGROUND_PID" || status=$?
     FOREGROUND_PID=
@@ -90,7 +91,7 @@ sandbox_end() {
     trap '' INT TERM HUP
     trap - EXIT
     set +e
-    [[ -z $FOREGROUND_PID ]] || stop_pid "$FOREGROUND_PID" "the running step" 10
+    [[ -z $FOREGROUND_PID ]] || stop_session "$FOREGROUND_PID" "the running step" 10
     for ((index = ${#UNDO[@]} - 1; index >= 0; index--)); do
         eval "${UNDO[index]}" || echo "clean-up failed: ${UNDO[index]}" >&2
     done
@@ -126,20 +127,22 @@ build_binaries() {
     PATH=$TIDEMARK_BIN:$PATH
 }
 
-# stop_pid PID WHAT SECONDS: SIGTERM, a bounded wait, then SIGKILL and status 1.
-stop_pid() {
-    local pid=$1 what=$2 deadline=$((SECONDS + $3))
-    kill -TERM "$pid" 2>/dev/null || { wait "$pid" 2>/dev/null; return 0; }
-    while kill -0 "$pid" 2>/dev/null; do
+# stop_session PID WHAT SECONDS: SIGTERM to a process started with setsid and to its children, a
+# bounded wait, then SIGKILL and status 1.
+stop_session() {
+    local pid=$1 what=$2 deadline=$((SECONDS + $3)) status=0
+    kill -TERM -- "-$pid" 2>/dev/null || true
+    while kill -0 -- "-$pid" 2>/dev/null; do
         if ((SECONDS >= deadline)); then
             echo "$what (process $pid) did not end within $3 s of SIGTERM; killed" >&2
-            kill -KILL "$pid" 2>/dev/null
-            wait "$pid" 2>/dev/null
-            return 1
+            kill -KILL -- "-$pid" 2>/dev/null || true
+            status=1
+            break
         fi
         sleep 0.05
     done
     wait "$pid" 2>/dev/null || true
+    return "$status"
 }
 
 # daemon_start NAME CMD...: in a session of its own, so that a terminal's Ctrl-C does not reach it
@@ -158,7 +161,7 @@ daemon_stop() {
     local pid=${DAEMON_PIDS[$1]:-}
     [[ -n $pid ]] || return 0
     DAEMON_PIDS[$1]=
-    stop_pid "$pid" "$1" 30
+    stop_session "$pid" "$1" 30
 }
 
 # daemon_kill NAME: SIGKILL, as a crash.
