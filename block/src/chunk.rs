@@ -16,7 +16,44 @@ pub type ChunkOwner = Arc<dyn Any + Send + Sync>;
 pub struct Chunk {
     start: NonNull<u8>,
     len: usize,
-    owner: ChunkOwner,
+    owner: Owner,
+}
+
+/// A pool that counts the chunks of each of its buffers and lends a buffer again when none is
+/// left. Unlike a [`ChunkOwner`], which is allocated with each loan, it costs no allocation.
+pub(crate) trait ChunkPool: Send + Sync {
+    /// There is one more chunk of the buffer.
+    fn retain(&self, buffer: u32);
+    /// There is one chunk less of the buffer.
+    fn release(&self, buffer: u32);
+}
+
+enum Owner {
+    Shared(ChunkOwner),
+    Pooled(Loan),
+}
+
+struct Loan {
+    pool: Arc<dyn ChunkPool>,
+    buffer: u32,
+}
+
+impl Clone for Owner {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Shared(owner) => Self::Shared(Arc::clone(owner)),
+            Self::Pooled(loan) => {
+                loan.pool.retain(loan.buffer);
+                Self::Pooled(Loan { pool: Arc::clone(&loan.pool), buffer: loan.buffer })
+            }
+        }
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.pool.release(self.buffer);
+    }
 }
 
 // SAFETY: a chunk is a pointer into memory kept alive by `owner`, which is Send and Sync; access
@@ -34,7 +71,20 @@ impl Chunk {
     /// holder of the chunk writes.
     #[must_use]
     pub unsafe fn from_raw(start: NonNull<u8>, len: usize, owner: ChunkOwner) -> Self {
-        Self { start, len, owner }
+        Self { start, len, owner: Owner::Shared(owner) }
+    }
+
+    /// Wraps a buffer that `pool` has just counted one chunk of.
+    ///
+    /// # Safety
+    /// As for [`Chunk::from_raw`], with the pool as the owner.
+    pub(crate) unsafe fn from_pool(
+        start: NonNull<u8>,
+        len: usize,
+        pool: Arc<dyn ChunkPool>,
+        buffer: u32,
+    ) -> Self {
+        Self { start, len, owner: Owner::Pooled(Loan { pool, buffer }) }
     }
 
     /// A zeroed chunk of its own on the heap, aligned to 4096 bytes. For set-up and tests; the
@@ -90,7 +140,7 @@ impl Chunk {
         assert!(at <= self.len, "split at {at} of a chunk of {} bytes", self.len);
         // SAFETY: `at <= len`, so the address stays within the chunk's memory or one behind it.
         let start = unsafe { self.start.add(at) };
-        let rest = Self { start, len: self.len - at, owner: Arc::clone(&self.owner) };
+        let rest = Self { start, len: self.len - at, owner: self.owner.clone() };
         self.len = at;
         rest
     }

@@ -128,10 +128,8 @@ pub trait Device: Send + Sync + 'static {
     /// Waits when all memory is in use, for as long as other requests need to finish.
     ///
     /// Dropping the payload gives the memory back with nothing written.
-    fn reserve(
-        &self,
-        range: ByteRange,
-    ) -> impl Future<Output = Result<Self::Payload, DeviceError>>;
+    fn reserve(&self, range: ByteRange)
+    -> impl Future<Output = Result<Self::Payload, DeviceError>>;
 
     /// Writes a filled payload at the place it was reserved for.
     fn write(

@@ -2,18 +2,24 @@
 //!
 //! - [`device`]: the trait that every disk implements and every frontend calls;
 //! - [`engine`]: one-threaded executors on io_uring, files and sockets on them;
+//! - [`exports`]: the disks served, by name;
+//! - [`store`]: the file or block device behind a disk; [`file_device`]: a disk that is just that;
 //! - [`nbd`]: the NBD server; [`fuse`]: the directory with one file per disk.
 
 pub mod chunk;
 pub mod device;
 pub mod engine;
+pub mod exports;
+pub mod file_device;
 pub mod fuse;
 pub mod nbd;
 pub mod range;
+pub mod store;
 
 pub use chunk::{Chunk, ChunkOwner};
 pub use device::{
     Device, DeviceError, Durability, Geometry, PAYLOAD_BYTES_MAX, Payload, StatusExtent,
     ZeroOptions, check_range,
 };
+pub use exports::{Export, ExportError, ExportList};
 pub use range::ByteRange;

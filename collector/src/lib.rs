@@ -1,3 +1,16 @@
 //! The collector: journals change records and turns them into recovery points.
+//!
+//! Change records enter from agents, are appended to a journal per volume, and are acknowledged
+//! when they are on stable storage. Any state of a volume outside a span is read back through a
+//! view: the journal's segments over the seed disk.
 
+pub mod config;
 pub mod control;
+pub mod error;
+pub mod ingest;
+pub mod journal;
+pub mod points;
+pub mod seam;
+pub mod seed;
+pub mod storage;
+pub mod view;

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use crate::config::CONTROL_SOCKET_DEFAULT;
+
 /// Answer of `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -426,6 +428,3 @@ pub struct ErrorBody {
     /// The error.
     pub error: ErrorInfo,
 }
-
-/// Where the daemon's control socket is when nobody says otherwise.
-pub const CONTROL_SOCKET_DEFAULT: &str = "/run/tidemark/collector.sock";

@@ -1,0 +1,146 @@
+//! A file or block device, read and written at offsets through the ring.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use io_uring::{opcode, squeue, types};
+
+use super::op::{Op, Operation};
+use crate::chunk::Chunk;
+use crate::device::Durability;
+use crate::range::ByteRange;
+
+/// An open file. Executors of several threads may use it at the same time.
+#[derive(Debug)]
+pub struct File {
+    fd: OwnedFd,
+}
+
+impl From<OwnedFd> for File {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+}
+
+impl From<std::fs::File> for File {
+    fn from(file: std::fs::File) -> Self {
+        Self { fd: file.into() }
+    }
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl File {
+    /// Reads at most `buf.len()` bytes at `offset` (in bytes); fewer only at the end of the file.
+    /// Gives the number of bytes and the buffer back.
+    pub async fn read_at(&self, buf: Chunk, offset: u64) -> (io::Result<usize>, Chunk) {
+        let operation = Read { fd: self.as_fd(), buf, offset };
+        let (result, operation) = Op::new(operation).await;
+        (result.map(|bytes| bytes as usize), operation.buf)
+    }
+
+    /// Writes at most `buf.len()` bytes at `offset` (in bytes) and gives the number of bytes and
+    /// the buffer back. [`Durability::Stable`]: the bytes, and what is needed to read them, are on
+    /// stable storage on return.
+    pub async fn write_at(
+        &self,
+        buf: Chunk,
+        offset: u64,
+        durability: Durability,
+    ) -> (io::Result<usize>, Chunk) {
+        let operation = Write { fd: self.as_fd(), buf, offset, durability };
+        let (result, operation) = Op::new(operation).await;
+        (result.map(|bytes| bytes as usize), operation.buf)
+    }
+
+    /// Puts everything written before this call on stable storage, with the metadata needed to
+    /// read it.
+    ///
+    /// # Errors
+    /// The operating system's; what was written since the last success is then unknown.
+    pub async fn datasync(&self) -> io::Result<()> {
+        Op::new(Sync { fd: self.as_fd() }).await.0.map(|_| ())
+    }
+
+    /// `fallocate` with the given `FALLOC_FL_*` flags.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub async fn fallocate(&self, mode: i32, range: ByteRange) -> io::Result<()> {
+        Op::new(Fallocate { fd: self.as_fd(), mode, range }).await.0.map(|_| ())
+    }
+}
+
+/// The kernel moves at most 2 GiB minus a page at a time, so a longer buffer is cut.
+fn len_u32(buf: &Chunk) -> u32 {
+    u32::try_from(buf.len()).unwrap_or(u32::MAX)
+}
+
+struct Read<'a> {
+    fd: BorrowedFd<'a>,
+    buf: Chunk,
+    offset: u64,
+}
+
+// SAFETY: the entry points to the memory of `buf`, which the operation holds.
+unsafe impl Operation for Read<'_> {
+    fn entry(&mut self) -> squeue::Entry {
+        opcode::Read::new(types::Fd(self.fd.as_raw_fd()), self.buf.as_ptr(), len_u32(&self.buf))
+            .offset(self.offset)
+            .build()
+    }
+}
+
+struct Write<'a> {
+    fd: BorrowedFd<'a>,
+    buf: Chunk,
+    offset: u64,
+    durability: Durability,
+}
+
+// SAFETY: the entry points to the memory of `buf`, which the operation holds; the kernel reads it.
+unsafe impl Operation for Write<'_> {
+    fn entry(&mut self) -> squeue::Entry {
+        let flags = match self.durability {
+            Durability::Cached => 0,
+            Durability::Stable => libc::RWF_DSYNC,
+        };
+        opcode::Write::new(types::Fd(self.fd.as_raw_fd()), self.buf.as_ptr(), len_u32(&self.buf))
+            .offset(self.offset)
+            .rw_flags(flags)
+            .build()
+    }
+}
+
+struct Sync<'a> {
+    fd: BorrowedFd<'a>,
+}
+
+// SAFETY: the entry points to no memory.
+unsafe impl Operation for Sync<'_> {
+    fn entry(&mut self) -> squeue::Entry {
+        opcode::Fsync::new(types::Fd(self.fd.as_raw_fd()))
+            .flags(types::FsyncFlags::DATASYNC)
+            .build()
+    }
+}
+
+struct Fallocate<'a> {
+    fd: BorrowedFd<'a>,
+    mode: i32,
+    range: ByteRange,
+}
+
+// SAFETY: the entry points to no memory.
+unsafe impl Operation for Fallocate<'_> {
+    fn entry(&mut self) -> squeue::Entry {
+        opcode::Fallocate::new(types::Fd(self.fd.as_raw_fd()), self.range.len())
+            .offset(self.range.start())
+            .mode(self.mode)
+            .build()
+    }
+}

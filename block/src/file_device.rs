@@ -1,0 +1,1 @@
+//! A disk that is nothing but a backing store.

@@ -1,0 +1,145 @@
+//! A file or block device as a store.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use nix::fcntl::Flock;
+
+use super::open::{OpenMode, Opened, StoreError, open};
+use super::{Store, StoreGeometry};
+use crate::chunk::Chunk;
+use crate::device::{Durability, StatusExtent};
+use crate::engine::file::File;
+use crate::range::ByteRange;
+
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// A regular file or block device, locked for this process, with direct I/O where the kernel
+/// offers it.
+///
+/// A file whose size is not a multiple of the unit of direct I/O goes through the page cache.
+pub struct UringStore {
+    file: File,
+    /// Holds the lock; the same open file as `file`.
+    _locked: Flock<std::fs::File>,
+    geometry: StoreGeometry,
+    direct: bool,
+    block_device: bool,
+}
+
+impl UringStore {
+    /// Opens and locks a store (shared among readers when read-only).
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn open(path: &Path, mode: OpenMode) -> Result<Self, StoreError> {
+        let Opened { file, geometry, direct, block_device } = open(path, mode)?;
+        let again = file.try_clone().map_err(|source| StoreError::Inspect {
+            path: path.to_owned(),
+            what: "copying its descriptor",
+            source,
+        })?;
+        Ok(Self { file: again.into(), _locked: file, geometry, direct, block_device })
+    }
+
+    /// True when reads and writes go past the page cache.
+    #[must_use]
+    pub fn direct(&self) -> bool {
+        self.direct
+    }
+}
+
+impl Store for UringStore {
+    fn geometry(&self) -> StoreGeometry {
+        self.geometry
+    }
+
+    async fn read_at(&self, mut buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {
+        let wanted = buf.len();
+        let (result, back) = self.file.read_at(buf, offset).await;
+        buf = back;
+        let result = result.and_then(|bytes| match bytes {
+            bytes if bytes == wanted => Ok(()),
+            bytes => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("read {bytes} of {wanted} bytes"),
+            )),
+        });
+        (result, buf)
+    }
+
+    async fn write_at(
+        &self,
+        buf: Chunk,
+        offset: u64,
+        durability: Durability,
+    ) -> (io::Result<()>, Chunk) {
+        let wanted = buf.len();
+        let (result, buf) = self.file.write_at(buf, offset, durability).await;
+        let result = result.and_then(|bytes| match bytes {
+            bytes if bytes == wanted => Ok(()),
+            bytes => Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                format!("wrote {bytes} of {wanted} bytes"),
+            )),
+        });
+        (result, buf)
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        self.file.datasync().await
+    }
+
+    async fn punch(&self, range: ByteRange) -> io::Result<()> {
+        self.file.fallocate(PUNCH, range).await
+    }
+
+    async fn zero(&self, range: ByteRange) -> io::Result<()> {
+        self.file.fallocate(ZERO, range).await
+    }
+
+    fn data_extents(
+        &self,
+        range: ByteRange,
+        max: usize,
+        out: &mut Vec<StatusExtent>,
+    ) -> io::Result<()> {
+        if self.block_device {
+            let all = StatusExtent { len_bytes: range.len(), hole: false, zero: false };
+            out.extend((max > 0).then_some(all));
+            return Ok(());
+        }
+        let mut at = range.start();
+        for _ in 0..max {
+            if at >= range.end() {
+                break;
+            }
+            let data = self.seek(at, libc::SEEK_DATA)?;
+            let hole = data != Some(at);
+            let end = if hole { data } else { self.seek(at, libc::SEEK_HOLE)? };
+            let end = end.unwrap_or(range.end()).min(range.end());
+            out.push(StatusExtent { len_bytes: end - at, hole, zero: hole });
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+impl UringStore {
+    /// Where data or a hole begins at or behind an offset (in bytes); `None` when there is none
+    /// before the end of the file. Nothing here uses the file position, so moving it is safe.
+    fn seek(&self, from: u64, whence: i32) -> io::Result<Option<u64>> {
+        let from = i64::try_from(from).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        // SAFETY: the call takes integers only.
+        let found = unsafe { libc::lseek(self._locked.as_raw_fd(), from, whence) };
+        match u64::try_from(found) {
+            Ok(found) => Ok(Some(found)),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+}

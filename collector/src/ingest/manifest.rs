@@ -1,0 +1,221 @@
+//! The manifest of a volume: who it is, which copy this is, how far its epochs have come.
+//!
+//! What enters: a changed manifest. What leaves: `manifest.json` beside the volume's journal.
+//! The volume's writer owns it. It is written to another name, synced and renamed, and the
+//! directory is synced, before what it says takes effect; so a crash leaves the old one or the
+//! new one. It is text for the person who has nothing but the disk left; the checksum covers the
+//! same text with an empty checksum.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tidemark_wire::{AgentId, Epoch, JournalId, Timeline, VolumeId, WallMicros, checksum};
+
+use crate::error::{Failure, Result};
+use crate::storage::{Storage, StorageFile};
+
+/// Name of the file in the volume's directory.
+pub const MANIFEST_FILE: &str = "manifest.json";
+const FORMAT: &str = "tidemark volume manifest";
+const VERSION: u32 = 1;
+/// Longest manifest that is read.
+const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+
+/// What is known of a volume for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its name, as its agent gave it.
+    pub name: String,
+    /// Its size before the first record, in bytes.
+    pub size_bytes: u64,
+    /// Smallest unit in which it is written, in bytes.
+    pub block_bytes: u32,
+    /// This copy of it.
+    pub journal: JournalId,
+    /// The timeline that goes on.
+    pub timeline: Timeline,
+    /// Epoch of the newest session.
+    pub epoch: Epoch,
+    /// The agent of that session.
+    pub agent: AgentId,
+    /// When the copy was begun.
+    pub created: WallMicros,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    format: String,
+    version: u32,
+    volume: String,
+    name: String,
+    size_bytes: u64,
+    block_bytes: u32,
+    journal: String,
+    timeline: u32,
+    epoch: u64,
+    agent: String,
+    created_us: u64,
+    checksum: String,
+}
+
+impl Text {
+    /// XXH3-64 of this text without its checksum.
+    fn sum(&mut self) -> String {
+        let given = std::mem::take(&mut self.checksum);
+        let bytes = serde_json::to_vec(self).expect("plain fields always serialize");
+        self.checksum = given;
+        format!("{:016x}", checksum::sum(&bytes))
+    }
+}
+
+impl Manifest {
+    fn encode(&self) -> Vec<u8> {
+        let mut text = Text {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            volume: self.volume.to_string(),
+            name: self.name.clone(),
+            size_bytes: self.size_bytes,
+            block_bytes: self.block_bytes,
+            journal: self.journal.to_string(),
+            timeline: self.timeline.0,
+            epoch: self.epoch.0,
+            agent: self.agent.to_string(),
+            created_us: self.created.0,
+            checksum: String::new(),
+        };
+        text.checksum = text.sum();
+        let mut bytes = serde_json::to_vec_pretty(&text).expect("plain fields always serialize");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> std::result::Result<Self, String> {
+        let mut text: Text = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if text.format != FORMAT {
+            return Err(format!("format {:?} is not {FORMAT:?}", text.format));
+        }
+        if text.version != VERSION {
+            return Err(format!("version {}, this program knows {VERSION}", text.version));
+        }
+        let sum = text.sum();
+        if sum != text.checksum {
+            return Err(format!("checksum {} does not match, it should be {sum}", text.checksum));
+        }
+        let id = |field: &str, value: &str| {
+            value
+                .parse::<uuid::Uuid>()
+                .map(|id| *id.as_bytes())
+                .map_err(|e| format!("{field}: {e}"))
+        };
+        Ok(Self {
+            volume: VolumeId::from_bytes(id("volume", &text.volume)?),
+            size_bytes: text.size_bytes,
+            block_bytes: text.block_bytes,
+            journal: JournalId::from_bytes(id("journal", &text.journal)?),
+            timeline: Timeline(text.timeline),
+            epoch: Epoch(text.epoch),
+            agent: AgentId::from_bytes(id("agent", &text.agent)?),
+            created: WallMicros(text.created_us),
+            name: text.name,
+        })
+    }
+
+    /// Reads the manifest of a volume's directory.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, `Internal` when it is damaged or can't be read.
+    pub fn load<S: Storage>(storage: &Arc<S>, dir: &Path) -> Result<Self> {
+        let path = dir.join(MANIFEST_FILE);
+        let failed = |source| Failure::io("read", &path, source);
+        let file = storage.open_read_only(&path).map_err(failed)?;
+        let len = file.len().map_err(failed)?.min(MANIFEST_BYTES_MAX);
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        file.read_at(&mut bytes, 0).map_err(failed)?;
+        Self::decode(&bytes).map_err(|detail| {
+            Failure::internal(format!("the manifest {} is damaged: {detail}", path.display()))
+                .with_hint("put back a copy of it; the volume is left alone until then")
+        })
+    }
+
+    /// Replaces the manifest of a volume's directory; it is durable on return.
+    ///
+    /// # Errors
+    /// What the system says; the old manifest then still holds.
+    pub fn store<S: Storage>(&self, storage: &Arc<S>, dir: &Path) -> Result<()> {
+        let (path, new) = (dir.join(MANIFEST_FILE), dir.join("manifest.new"));
+        match storage.remove(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Failure::io("remove", &new, error));
+            }
+            _ => {}
+        }
+        let failed = |doing: &'static str, path: &PathBuf| {
+            let path = path.clone();
+            move |source| Failure::io(doing, &path, source)
+        };
+        let file = storage.create(&new).map_err(failed("create", &new))?;
+        file.write_at(&self.encode(), 0).map_err(failed("write", &new))?;
+        file.datasync().map_err(failed("sync", &new))?;
+        storage.rename(&new, &path).map_err(failed("replace", &path))?;
+        storage.sync_dir(dir).map_err(failed("sync", &dir.to_owned()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::storage::RealStorage;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            volume: VolumeId::from_bytes([1; 16]),
+            name: "db \"one\"".into(),
+            size_bytes: 1 << 30,
+            block_bytes: 512,
+            journal: JournalId::from_bytes([2; 16]),
+            timeline: Timeline(1),
+            epoch: Epoch(7),
+            agent: AgentId::from_bytes([3; 16]),
+            created: WallMicros(1_700_000_000_000_000),
+        }
+    }
+
+    #[test]
+    fn a_stored_manifest_loads_and_is_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Arc::new(RealStorage);
+        let mut wanted = manifest();
+        for epoch in 8..10 {
+            wanted.epoch = Epoch(epoch);
+            wanted.store(&storage, dir.path()).unwrap();
+            assert_eq!(Manifest::load(&storage, dir.path()).unwrap(), wanted);
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn damage_is_found_and_named() {
+        let whole = String::from_utf8(manifest().encode()).unwrap();
+        for (from, to, wanted) in [
+            ("\"epoch\": 7", "\"epoch\": 6", "checksum"),
+            ("\"version\": 1", "\"version\": 9", "version 9"),
+            ("\"name\"", "\"nome\"", "nome"),
+            ("tidemark volume", "something", "format"),
+        ] {
+            let damaged = whole.replace(from, to);
+            assert_ne!(damaged, whole);
+            let error = Manifest::decode(damaged.as_bytes()).unwrap_err();
+            assert!(error.contains(wanted), "{error}");
+        }
+        for len in 0..whole.len() - 2 {
+            assert!(Manifest::decode(&whole.as_bytes()[..len]).is_err());
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Takes change records from agents and makes them durable.
+//!
+//! What enters: connections of agents. What leaves: records appended to the volumes' journals,
+//! and acknowledgements of what was synced, never of what was received.
+//!
+//! - [`session`]: the state machine of one session, pure;
+//! - [`volume`]: the one owner of a volume's journal and manifest, without threads;
+//! - [`writer`]: its thread, and the group commit; [`volumes`]: all of them;
+//! - [`server`]: sockets and threads; [`port`]: the way back to a session;
+//! - [`manifest`]: what is known of a volume for good; [`observer`]: who is told.
+
+mod connection;
+pub mod manifest;
+pub mod observer;
+pub mod port;
+pub mod server;
+pub mod session;
+pub mod socket;
+pub mod volume;
+pub mod volumes;
+pub mod writer;

@@ -1,0 +1,107 @@
+//! The way from a volume's writer back to the session that feeds it.
+//!
+//! What enters: the writer's answers, from its thread. What leaves: the same, taken by the
+//! thread that drives the session. Acknowledgements that were not yet taken are replaced by the
+//! newest one, and there is room for one answer of each other sort, so the writer never waits
+//! for a slow agent and the port is bounded.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use tidemark_wire::Seq;
+use tidemark_wire::body::Bookmark;
+use tidemark_wire::session::{Refuse, Welcome};
+
+/// Recovery points that may wait to be asked for on one session.
+pub const BOOKMARKS_MAX: usize = 16;
+
+/// How a volume answers a session.
+pub trait SessionPort: Send + Sync + 'static {
+    /// Answer to the opening.
+    fn opened(&self, answer: Result<Welcome, Refuse>);
+    /// Everything up to `seq` is on stable storage.
+    fn durable(&self, seq: Seq);
+    /// The session is over.
+    fn end(&self, refusal: Refuse);
+    /// Somebody wants a recovery point; false when too many wait.
+    fn bookmark(&self, wanted: Bookmark) -> bool;
+}
+
+/// What has come in for a session.
+#[derive(Debug, Default)]
+pub struct Pending {
+    /// See [`SessionPort::opened`].
+    pub opened: Option<Result<Welcome, Refuse>>,
+    /// See [`SessionPort::durable`].
+    pub durable: Option<Seq>,
+    /// See [`SessionPort::bookmark`].
+    pub bookmarks: VecDeque<Bookmark>,
+    /// See [`SessionPort::end`].
+    pub end: Option<Refuse>,
+}
+
+/// A port with a bell.
+pub struct Inbox {
+    pending: Mutex<Pending>,
+    ring: Sender<()>,
+    bell: Receiver<()>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        let (ring, bell) = bounded(1);
+        Self { pending: Mutex::default(), ring, bell }
+    }
+}
+
+impl Inbox {
+    /// Receives when something has come in since [`Inbox::take`].
+    #[must_use]
+    pub fn bell(&self) -> &Receiver<()> {
+        &self.bell
+    }
+
+    /// Takes what has come in.
+    #[must_use]
+    pub fn take(&self) -> Pending {
+        std::mem::take(&mut *self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.lock());
+        // A full bell rings already.
+        let _ = self.ring.try_send(());
+    }
+}
+
+impl SessionPort for Inbox {
+    fn opened(&self, answer: Result<Welcome, Refuse>) {
+        self.put(|pending| pending.opened = Some(answer));
+    }
+
+    fn durable(&self, seq: Seq) {
+        self.put(|pending| pending.durable = Some(seq));
+    }
+
+    fn end(&self, refusal: Refuse) {
+        self.put(|pending| {
+            pending.end.get_or_insert(refusal);
+        });
+    }
+
+    fn bookmark(&self, wanted: Bookmark) -> bool {
+        let mut taken = false;
+        self.put(|pending| {
+            if pending.bookmarks.len() < BOOKMARKS_MAX {
+                pending.bookmarks.push_back(wanted);
+                taken = true;
+            }
+        });
+        taken
+    }
+}

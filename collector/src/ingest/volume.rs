@@ -1,0 +1,427 @@
+//! One volume: what is known of it, and the one owner of its journal and manifest.
+//!
+//! What enters: [`Command`]s, in the order in which the sessions gave them. What leaves: answers
+//! through the session's port, marks and events to the observer, and [`Volume`], which everybody
+//! may read. [`VolumeCore`] owns journal, manifest and the right to append: a session is opened
+//! in the same order in which records are appended, so once it is open no record of an older one
+//! gets in. There are no threads here, so the simulator runs the same code. A crash loses what
+//! was not committed, and that was not acknowledged.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tidemark_wire::frame::RecordsBody;
+use tidemark_wire::limits::WINDOW_BYTES_MAX;
+use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Welcome};
+use tidemark_wire::{Epoch, RecordKind, Seq, VolumeId};
+
+use super::manifest::Manifest;
+use super::observer::{Observer, Severity};
+use super::port::SessionPort;
+use super::session::Batch;
+use crate::error::{ErrorKind, Failure, JournalError, Result};
+use crate::journal::{Journal, JournalConfig, JournalIdentity, JournalReader, OpenReport};
+use crate::seed::Seed;
+use crate::storage::Storage;
+
+/// What sessions want from the owner of a volume.
+pub enum Command {
+    /// Open a session.
+    Open(Box<Opening>),
+    /// Append records; they are durable after [`VolumeCore::finish`].
+    Append(Batch),
+    /// The session with this port is over, or its opening is no longer wanted.
+    Closed(Arc<dyn SessionPort>),
+    /// The last command: what was appended becomes durable, and the owner ends.
+    Stop,
+}
+
+/// An agent that wants a session.
+pub struct Opening {
+    /// What it said.
+    pub hello: Hello,
+    /// Who it is, for people.
+    pub peer: String,
+    /// How it is answered.
+    pub port: Arc<dyn SessionPort>,
+}
+
+/// The copy of a volume, for readers.
+pub struct Held<S: Storage> {
+    /// The journal.
+    pub reader: Arc<JournalReader<S>>,
+    /// The seed below it.
+    pub seed: Arc<Seed<S>>,
+}
+
+impl<S: Storage> Clone for Held<S> {
+    fn clone(&self) -> Self {
+        Self { reader: Arc::clone(&self.reader), seed: Arc::clone(&self.seed) }
+    }
+}
+
+/// The session that may append.
+#[derive(Clone)]
+pub struct Live {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Who sends, for people.
+    pub peer: String,
+    /// How it is answered.
+    pub port: Arc<dyn SessionPort>,
+}
+
+/// What is known of a volume now.
+#[derive(Clone)]
+pub struct Facts {
+    /// The manifest as it stands on disk.
+    pub manifest: Manifest,
+    /// The open session.
+    pub live: Option<Live>,
+    /// When the newest token was sent that is durable with no span open (monotonic).
+    pub recoverable_at: Option<Duration>,
+    /// How far the copy is that is under way.
+    pub copy: Option<Progress>,
+    /// Why nothing can be appended.
+    pub problem: Option<String>,
+}
+
+/// A volume, as everybody may see it.
+pub struct Volume<S: Storage> {
+    id: VolumeId,
+    dir: PathBuf,
+    facts: Mutex<Facts>,
+    held: Mutex<Option<Held<S>>>,
+}
+
+impl<S: Storage> Volume<S> {
+    /// The volume in `dir`, with nothing opened yet.
+    #[must_use]
+    pub fn new(dir: PathBuf, manifest: Manifest) -> Self {
+        let id = manifest.volume;
+        let facts = Facts { manifest, live: None, recoverable_at: None, copy: None, problem: None };
+        Self { id, dir, facts: Mutex::new(facts), held: Mutex::new(None) }
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.lock().manifest.name.clone()
+    }
+
+    /// The directory of its journal.
+    #[must_use]
+    pub fn journal_dir(&self) -> PathBuf {
+        self.dir.join("journal")
+    }
+
+    /// What is known of it now.
+    #[must_use]
+    pub fn facts(&self) -> Facts {
+        self.lock().clone()
+    }
+
+    /// Journal and seed, to open a state.
+    ///
+    /// # Errors
+    /// `Unavailable` while they can't be opened.
+    pub fn held(&self) -> Result<Held<S>> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        held.ok_or_else(|| {
+            let facts = self.lock();
+            let name = &facts.manifest.name;
+            let why = facts.problem.as_deref().unwrap_or("its journal is not open");
+            Failure::unavailable(format!("volume {name} can't be read: {why}"))
+        })
+    }
+
+    /// The agent told how far its copy is.
+    pub fn set_progress(&self, progress: Progress) {
+        self.lock().copy = Some(progress);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The owner of a volume's journal and manifest.
+pub struct VolumeCore<S: Storage> {
+    storage: Arc<S>,
+    shared: Arc<Volume<S>>,
+    observer: Arc<dyn Observer>,
+    config: JournalConfig,
+    manifest: Manifest,
+    journal: Option<Journal<S>>,
+    span_open: Option<Seq>,
+    live: Option<Live>,
+    appended: bool,
+    token_sent_at: Option<Duration>,
+}
+
+impl<S: Storage> VolumeCore<S> {
+    /// Takes charge of a volume and opens its journal. Where that fails, the volume says so and
+    /// the next session tries again.
+    pub fn start(
+        storage: Arc<S>,
+        shared: Arc<Volume<S>>,
+        observer: Arc<dyn Observer>,
+        config: JournalConfig,
+    ) -> Self {
+        let manifest = shared.lock().manifest.clone();
+        let mut core = Self {
+            storage,
+            shared,
+            observer,
+            config,
+            manifest,
+            journal: None,
+            span_open: None,
+            live: None,
+            appended: false,
+            token_sent_at: None,
+        };
+        core.observer.volume(&core.manifest);
+        if let Err(error) = core.ensure_journal() {
+            core.report(Severity::Critical, error.to_string());
+            core.shared.lock().problem = Some(error.to_string());
+        }
+        core
+    }
+
+    /// Does one command; appended records wait for [`VolumeCore::finish`].
+    pub fn handle(&mut self, command: Command) {
+        match command {
+            Command::Open(opening) => self.open(*opening),
+            Command::Append(batch) => self.append(&batch),
+            Command::Closed(port) => {
+                if self.live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.port, &port)) {
+                    self.set_live(None);
+                }
+            }
+            Command::Stop => {}
+        }
+    }
+
+    /// Makes everything that was appended durable with one sync and acknowledges it.
+    pub fn finish(&mut self) {
+        if std::mem::take(&mut self.appended) && !self.commit() {
+            self.token_sent_at = None;
+        }
+        // A token proves a recoverable state only when no span hides it.
+        if let Some(sent_at) = self.token_sent_at.take()
+            && self.span_open.is_none()
+        {
+            let recoverable_at = &mut self.shared.lock().recoverable_at;
+            *recoverable_at = (*recoverable_at).max(Some(sent_at));
+        }
+    }
+
+    fn commit(&mut self) -> bool {
+        let Some(journal) = &mut self.journal else { return false };
+        let committed = match journal.commit() {
+            Ok(committed) => committed,
+            Err(error) => {
+                self.fail(&error);
+                return false;
+            }
+        };
+        if let Some(live) = &self.live {
+            live.port.durable(committed.durable);
+        }
+        let spans = [RecordKind::Gap, RecordKind::ResyncBegin, RecordKind::ResyncEnd];
+        if committed.new_marks.iter().any(|mark| spans.contains(&mark.kind)) {
+            self.look_at_spans();
+        }
+        if !committed.new_marks.is_empty() {
+            self.observer.marks(self.manifest.volume, &committed.new_marks);
+        }
+        true
+    }
+
+    fn append(&mut self, batch: &Batch) {
+        // A session that was fenced has been told so; what it still sent is dropped here.
+        if self.live.as_ref().is_none_or(|live| live.epoch != batch.epoch) {
+            return;
+        }
+        if batch.count > 0 {
+            let Some(journal) = &mut self.journal else { return };
+            let appended = match RecordsBody::decode(&batch.body) {
+                Ok(records) => journal.append(&records),
+                Err(error) => return self.end_live(RefuseReason::Protocol, error.to_string()),
+            };
+            if let Err(error) = appended {
+                return self.fail(&error);
+            }
+            self.appended = true;
+        }
+        self.token_sent_at = self.token_sent_at.max(batch.token_sent_at);
+    }
+
+    fn open(&mut self, opening: Opening) {
+        self.finish();
+        let Opening { hello, peer, port } = opening;
+        match self.admit(&hello) {
+            Ok(welcome) => {
+                let epoch = welcome.epoch;
+                let text = format!("session {epoch} of {peer} has taken over");
+                self.end_live(RefuseReason::Fenced, text);
+                let live = Live { epoch, peer, port: Arc::clone(&port) };
+                self.set_live(Some(live));
+                port.opened(Ok(welcome));
+            }
+            Err(refusal) => port.opened(Err(refusal)),
+        }
+    }
+
+    /// Raises the epoch durably before anything says that the session is open.
+    fn admit(&mut self, hello: &Hello) -> std::result::Result<Welcome, Refuse> {
+        let refuse = |reason, text: String| Refuse { reason, text };
+        if let Err(error) = self.ensure_journal() {
+            self.report(Severity::Critical, error.to_string());
+            self.shared.lock().problem = Some(error.to_string());
+            return Err(refuse(RefuseReason::Unavailable, error.to_string()));
+        }
+        let Some(journal) = &mut self.journal else {
+            return Err(refuse(RefuseReason::Unavailable, "the journal is not open".into()));
+        };
+        let reader = journal.reader();
+        let durable = reader.durable();
+        let size_bytes = reader.size_at(durable);
+        if hello.size_bytes != size_bytes {
+            let name = &self.manifest.name;
+            let text = format!(
+                "volume {name} has {size_bytes} bytes on the collector and {} at the agent",
+                hello.size_bytes
+            );
+            return Err(refuse(RefuseReason::Mismatch, text));
+        }
+        let raised = Manifest {
+            epoch: Epoch(self.manifest.epoch.max(hello.epoch).0.saturating_add(1)),
+            name: hello.name.clone(),
+            agent: hello.agent,
+            block_bytes: hello.block_bytes,
+            ..self.manifest.clone()
+        };
+        if let Err(error) = raised.store(&self.storage, &self.shared.dir) {
+            self.report(Severity::Critical, error.to_string());
+            return Err(refuse(RefuseReason::Unavailable, error.to_string()));
+        }
+        journal.set_epoch(raised.epoch);
+        self.manifest = raised;
+        self.observer.volume(&self.manifest);
+        self.shared.lock().manifest = self.manifest.clone();
+        Ok(Welcome {
+            journal: self.manifest.journal,
+            timeline: self.manifest.timeline,
+            epoch: self.manifest.epoch,
+            durable,
+            span_open: self.span_open.unwrap_or(Seq(0)),
+            window_bytes: WINDOW_BYTES_MAX,
+        })
+    }
+
+    /// Opens the journal, or reopens one that a failed write has closed.
+    fn ensure_journal(&mut self) -> std::result::Result<(), JournalError> {
+        match &mut self.journal {
+            Some(journal) if journal.is_latched() => {
+                journal.reopen()?;
+                self.report(Severity::Info, "the journal takes records again".into());
+            }
+            Some(_) => {}
+            None => {
+                let seed = Seed::open_or_create(
+                    &self.storage,
+                    &self.shared.dir.join("seed.img"),
+                    self.manifest.size_bytes,
+                )?;
+                let identity = JournalIdentity {
+                    volume: self.manifest.volume,
+                    journal: self.manifest.journal,
+                    timeline: self.manifest.timeline,
+                    epoch: self.manifest.epoch,
+                    size_bytes: self.manifest.size_bytes,
+                };
+                let (journal, report) = Journal::open_or_create(
+                    Arc::clone(&self.storage),
+                    &self.shared.journal_dir(),
+                    identity,
+                    self.config,
+                )?;
+                self.report_opening(&report);
+                let held = Held { reader: journal.reader(), seed: Arc::new(seed) };
+                *self.shared.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+                self.journal = Some(journal);
+            }
+        }
+        self.look_at_spans();
+        self.shared.lock().problem = None;
+        Ok(())
+    }
+
+    fn report_opening(&self, report: &OpenReport) {
+        if let Some(cut) = &report.cut {
+            self.report(Severity::Warning, cut.to_string());
+        }
+        for damage in &report.damaged {
+            self.report(Severity::Critical, damage.to_string());
+        }
+        tracing::info!(
+            volume = %self.manifest.name,
+            records = report.records,
+            durable = report.durable.0,
+            "journal opened"
+        );
+    }
+
+    fn look_at_spans(&mut self) {
+        let Some(journal) = &self.journal else { return };
+        let open = journal.reader().spans().last().filter(|span| span.end.is_none()).copied();
+        self.span_open = open.map(|span| span.begin);
+        if self.span_open.is_none() {
+            self.shared.lock().copy = None;
+        }
+    }
+
+    /// Nothing of what waits became durable. The agent comes back and sends it again.
+    fn fail(&mut self, error: &JournalError) {
+        let text = error.to_string();
+        // What was appended before the refused records still waits, unless the journal is closed.
+        self.appended &= self.journal.as_ref().is_some_and(|journal| !journal.is_latched());
+        if error.kind() == ErrorKind::Resynchronize {
+            return self.end_live(RefuseReason::Protocol, text);
+        }
+        self.report(Severity::Critical, text.clone());
+        self.shared.lock().problem = Some(text.clone());
+        self.end_live(RefuseReason::Unavailable, text);
+    }
+
+    fn end_live(&mut self, reason: RefuseReason, text: String) {
+        if let Some(live) = self.live.take() {
+            live.port.end(Refuse { reason, text });
+            self.set_live(None);
+        }
+    }
+
+    fn set_live(&mut self, live: Option<Live>) {
+        self.shared.lock().live.clone_from(&live);
+        self.live = live;
+    }
+
+    fn report(&self, severity: Severity, message: String) {
+        self.observer.event(severity, Some(&self.manifest.name), message);
+    }
+}
+
+/// Directory of a volume below the data directory.
+#[must_use]
+pub fn volume_dir(data_dir: &Path, id: VolumeId) -> PathBuf {
+    data_dir.join("volumes").join(id.to_string())
+}

@@ -1,0 +1,231 @@
+//! All volumes of the collector.
+//!
+//! What enters: the volumes found on disk at start, and the hello of an agent whose volume is
+//! not known yet. What leaves: each volume with the way to its writer. Registering a volume is
+//! durable (directory and manifest) before its first session is opened.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tidemark_wire::body::Bookmark;
+use tidemark_wire::session::{Hello, Refuse, RefuseReason};
+use tidemark_wire::{Epoch, JournalId, PointId, Timeline, VolumeId};
+
+use super::manifest::Manifest;
+use super::observer::{Observer, Severity};
+use super::volume::{Command, Volume, VolumeCore, volume_dir};
+use super::writer::{Writer, WriterQueue};
+use crate::error::{Failure, Result, nearest};
+use crate::journal::JournalConfig;
+use crate::seam::{Clock, Random};
+use crate::storage::Storage;
+
+/// What the volumes stand on.
+pub struct Ground<S: Storage> {
+    /// Where everything is kept.
+    pub storage: Arc<S>,
+    /// The directory there.
+    pub data_dir: PathBuf,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Identities.
+    pub random: Arc<dyn Random>,
+    /// Who is told.
+    pub observer: Arc<dyn Observer>,
+    /// Bounds of each journal.
+    pub journal: JournalConfig,
+    /// Volumes at most; the agent of a further one is refused.
+    pub volumes_max: usize,
+}
+
+struct Entry<S: Storage> {
+    volume: Arc<Volume<S>>,
+    queue: WriterQueue,
+    writer: Writer,
+}
+
+/// All volumes.
+pub struct Volumes<S: Storage> {
+    ground: Ground<S>,
+    entries: Mutex<BTreeMap<VolumeId, Entry<S>>>,
+}
+
+impl<S: Storage> Volumes<S> {
+    /// Opens the volumes that were found in the data directory. One whose manifest can't be read
+    /// is reported and left alone.
+    ///
+    /// # Errors
+    /// When a writer's thread can't be made.
+    pub fn open(ground: Ground<S>, found: &[VolumeId]) -> Result<Self> {
+        let volumes = Self { ground, entries: Mutex::default() };
+        for id in found {
+            let dir = volume_dir(&volumes.ground.data_dir, *id);
+            match Manifest::load(&volumes.ground.storage, &dir) {
+                Ok(manifest) if manifest.volume == *id => {
+                    volumes.start(&mut volumes.lock(), manifest)?;
+                }
+                Ok(manifest) => volumes.skip(
+                    *id,
+                    &format!("{} holds the manifest of volume {}", dir.display(), manifest.volume),
+                ),
+                Err(error) => volumes.skip(*id, &error.to_string()),
+            }
+        }
+        Ok(volumes)
+    }
+
+    fn skip(&self, id: VolumeId, why: &str) {
+        let message = format!("volume {id} is left alone: {why}");
+        self.ground.observer.event(Severity::Critical, None, message);
+    }
+
+    /// All volumes, by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Volume<S>>> {
+        let mut all: Vec<_> = self.lock().values().map(|entry| Arc::clone(&entry.volume)).collect();
+        all.sort_by_cached_key(|volume| volume.name());
+        all
+    }
+
+    /// The volume with this name or id.
+    ///
+    /// # Errors
+    /// `NotFound` with the nearest one, `Conflict` when several have the name.
+    pub fn find(&self, wanted: &str) -> Result<Arc<Volume<S>>> {
+        let all = self.all();
+        if let Some(volume) = all.iter().find(|volume| volume.id().to_string() == wanted) {
+            return Ok(Arc::clone(volume));
+        }
+        let mut named = all.iter().filter(|volume| volume.name() == wanted);
+        match (named.next(), named.next()) {
+            (Some(volume), None) => Ok(Arc::clone(volume)),
+            (Some(one), Some(other)) => {
+                let (one, other) = (one.id(), other.id());
+                Err(Failure::conflict(format!("several volumes are named {wanted:?}"))
+                    .with_hint(format!("name it by its id, for instance {one} or {other}")))
+            }
+            (None, _) => {
+                let names: Vec<String> = all.iter().map(|volume| volume.name()).collect();
+                let failure = Failure::not_found(format!("there is no volume {wanted:?}"));
+                Err(match nearest(wanted, names.iter().map(String::as_str)) {
+                    Some(name) => failure.with_hint(format!("did you mean {name}?")),
+                    None if names.is_empty() => failure.with_hint("no agent has connected yet"),
+                    None => failure.with_hint(format!("the volumes are {}", names.join(", "))),
+                })
+            }
+        }
+    }
+
+    /// The volume of an agent, with the way to its writer; registers it when it is new.
+    ///
+    /// # Errors
+    /// The refusal that the agent gets.
+    pub fn get_or_register(
+        &self,
+        hello: &Hello,
+    ) -> std::result::Result<(Arc<Volume<S>>, WriterQueue), Refuse> {
+        // Held while a volume is made, so that two sessions can't make the same one.
+        let mut entries = self.lock();
+        if let Some(entry) = entries.get(&hello.volume) {
+            return Ok((Arc::clone(&entry.volume), entry.queue.clone()));
+        }
+        let unavailable = |text: String| Refuse { reason: RefuseReason::Unavailable, text };
+        if entries.len() >= self.ground.volumes_max {
+            let max = self.ground.volumes_max;
+            return Err(unavailable(format!("the collector keeps {max} volumes (volumes_max)")));
+        }
+        let dir = volume_dir(&self.ground.data_dir, hello.volume);
+        match Manifest::load(&self.ground.storage, &dir) {
+            Err(error) if error.kind == crate::error::FailureKind::NotFound => {}
+            Ok(_) => return Err(unavailable("the volume was left alone at start".into())),
+            Err(error) => return Err(unavailable(error.to_string())),
+        }
+        let manifest = Manifest {
+            volume: hello.volume,
+            name: hello.name.clone(),
+            size_bytes: hello.size_bytes,
+            block_bytes: hello.block_bytes,
+            journal: JournalId::from_random(self.ground.random_id()),
+            timeline: Timeline(1),
+            epoch: Epoch(0),
+            agent: hello.agent,
+            created: self.ground.clock.wall(),
+        };
+        let made = self
+            .ground
+            .storage
+            .create_dir(&dir.join("journal"))
+            .map_err(|source| Failure::io("make", &dir, source))
+            .and_then(|()| manifest.store(&self.ground.storage, &dir))
+            .and_then(|()| self.start(&mut entries, manifest));
+        made.map_err(|error| unavailable(error.to_string()))
+    }
+
+    fn start(
+        &self,
+        entries: &mut BTreeMap<VolumeId, Entry<S>>,
+        manifest: Manifest,
+    ) -> Result<(Arc<Volume<S>>, WriterQueue)> {
+        let id = manifest.volume;
+        let dir = volume_dir(&self.ground.data_dir, id);
+        let volume = Arc::new(Volume::new(dir, manifest));
+        let core = VolumeCore::start(
+            Arc::clone(&self.ground.storage),
+            Arc::clone(&volume),
+            Arc::clone(&self.ground.observer),
+            self.ground.journal,
+        );
+        let (writer, queue) = Writer::start(core).map_err(|source| {
+            Failure::unavailable(format!("no thread for volume {id}: {source}")).because(source)
+        })?;
+        let entry = Entry { volume: Arc::clone(&volume), queue: queue.clone(), writer };
+        entries.insert(id, entry);
+        Ok((volume, queue))
+    }
+
+    /// Asks the agent of a volume for a recovery point; it exists once its mark is durable.
+    ///
+    /// # Errors
+    /// `Unavailable` when no agent is connected.
+    pub fn ask_for_point(&self, volume: &Volume<S>, wanted: Bookmark) -> Result<()> {
+        let name = volume.name();
+        let Some(live) = volume.facts().live else {
+            let message = format!("no agent of volume {name} is connected");
+            return Err(Failure::unavailable(message)
+                .with_hint("a point is placed by the agent; start it first"));
+        };
+        if live.port.bookmark(wanted) {
+            return Ok(());
+        }
+        Err(Failure::unavailable(format!("too many points of volume {name} are being made")))
+    }
+
+    /// An identity for a point that nobody has used.
+    #[must_use]
+    pub fn new_point_id(&self) -> PointId {
+        PointId::from_random(self.ground.random_id())
+    }
+
+    /// Makes everything that was handed over durable and ends the writers.
+    pub fn stop(&self) {
+        let entries = std::mem::take(&mut *self.lock());
+        for entry in entries.values() {
+            // One that has ended already is only to be joined.
+            let _ = entry.queue.send(Command::Stop);
+        }
+        entries.into_values().for_each(|entry| entry.writer.join());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Entry<S>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Storage> Ground<S> {
+    fn random_id(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        self.random.fill(&mut bytes);
+        bytes
+    }
+}

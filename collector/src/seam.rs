@@ -1,0 +1,62 @@
+//! What a run can't repeat by itself: time and randomness, behind traits.
+//!
+//! The daemon passes [`SystemClock`] and [`SystemRandom`] down; the simulator passes its own.
+//! Nothing else in the collector asks the operating system for either.
+
+use std::time::{Duration, Instant};
+
+use ring::rand::{SecureRandom, SystemRandom as RingRandom};
+use tidemark_wire::WallMicros;
+
+/// The two clocks.
+pub trait Clock: Send + Sync + 'static {
+    /// Wall-clock time, for people; may jump.
+    fn wall(&self) -> WallMicros;
+    /// Time since a fixed moment of this run; never goes back. Ages are measured with it.
+    fn monotonic(&self) -> Duration;
+}
+
+/// Source of random bytes that nobody can guess.
+pub trait Random: Send + Sync + 'static {
+    /// Fills `bytes`.
+    fn fill(&self, bytes: &mut [u8]);
+}
+
+/// The machine's clocks.
+#[derive(Debug)]
+pub struct SystemClock {
+    started: Instant,
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self { started: Instant::now() }
+    }
+}
+
+impl Clock for SystemClock {
+    fn wall(&self) -> WallMicros {
+        let now = jiff::Timestamp::now().as_microsecond();
+        WallMicros(u64::try_from(now).unwrap_or(0))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// The kernel's random bytes.
+#[derive(Debug)]
+pub struct SystemRandom(RingRandom);
+
+impl Default for SystemRandom {
+    fn default() -> Self {
+        Self(RingRandom::new())
+    }
+}
+
+impl Random for SystemRandom {
+    fn fill(&self, bytes: &mut [u8]) {
+        self.0.fill(bytes).expect("getrandom(2) fails only for an invalid buffer");
+    }
+}
