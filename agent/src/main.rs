@@ -14,19 +14,17 @@ use tidemark_agent::{daemon, inspect};
 /// Serves protected disks over NBD and FUSE, captures every write and ships it to a collector.
 #[derive(Parser)]
 #[command(version)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    /// The configuration file; without a command the agent runs until it gets SIGTERM or SIGINT.
+    #[arg(long, default_value = "/etc/tidemark/agent.toml")]
+    config: PathBuf,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the agent until it gets SIGTERM or SIGINT.
-    Run {
-        /// The configuration file.
-        #[arg(long, default_value = "/etc/tidemark/agent.toml")]
-        config: PathBuf,
-    },
     /// Looks into a change ring.
     #[command(subcommand)]
     Ring(RingCommand),
@@ -53,14 +51,14 @@ fn main() -> ExitCode {
         .with_target(false)
         .init();
     let result = match arguments.command {
-        Command::Run { config } => match Config::load(&config) {
+        None => match Config::load(&arguments.config) {
             Ok(config) => daemon::run(&config),
             Err(error) => {
                 eprintln!("tidemark-agent: {error}");
                 return ExitCode::from(2);
             }
         },
-        Command::Ring(RingCommand::Dump { file }) => {
+        Some(Command::Ring(RingCommand::Dump { file })) => {
             match inspect::print_ring(&file, &mut std::io::stdout().lock()) {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(anyhow::anyhow!("{}: damaged records", file.display())),
