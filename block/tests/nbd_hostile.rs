@@ -133,6 +133,20 @@ fn a_handshake_that_takes_too_long() {
 }
 
 #[test]
+fn a_payload_that_never_ends() {
+    let config = ServerConfig { payload_seconds_max: 1, ..ServerConfig::default() };
+    let fixture = Fixture::with_config("stall", MemoryDisk::sized(MIB), config);
+    let mut idle = fixture.connect().flags().go("stall", false);
+    let mut stalled = fixture.connect().flags().go("stall", false);
+    stalled.request(flag::NONE, cmd::WRITE, 1, 0, 4096);
+    stalled.send(&[1; 4095]);
+    assert!(stalled.is_cut_off());
+    fixture.wait_for("the violation's count", |stats| stats.violations == 1);
+    idle.request(flag::NONE, cmd::FLUSH, 1, 0, 0);
+    assert_eq!(idle.simple(), (0, 1), "to be idle between requests is no breach");
+}
+
+#[test]
 fn peers_that_vanish_anywhere_leave_nothing_behind() {
     let disk = MemoryDisk::sized(MIB);
     disk.delay_ms.store(20, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 mod failure;
 mod nearest;
+mod severity;
 
 use std::fmt;
 use std::io;
@@ -12,6 +13,7 @@ use tidemark_wire::Seq;
 
 pub use failure::{Failure, FailureKind, Result};
 pub use nearest::nearest;
+pub use severity::Severity;
 
 /// What the caller does about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +82,46 @@ pub struct Damage {
 impl Damage {
     pub(crate) fn new(file: &Path, part: Part, at: u64, detail: impl Into<String>) -> Self {
         Self { file: file.to_owned(), part, at, detail: detail.into() }
+    }
+}
+
+/// Why a part of a segment could not be read.
+#[derive(Debug)]
+pub(crate) enum ReadError {
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
+    Damaged(Damage),
+}
+
+impl ReadError {
+    pub(crate) fn io(
+        operation: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Io { operation, path, source }
+    }
+
+    /// What it means to the reader of a view, who wants `range` of the volume from record `seq`.
+    pub(crate) fn for_view(self, range: ByteRange, seq: Seq) -> ViewError {
+        match self {
+            Self::Io { path, source, .. } => ViewError::Io { path, source },
+            Self::Damaged(damage) => ViewError::Damaged { range, seq, damage },
+        }
+    }
+}
+
+impl From<Damage> for ReadError {
+    fn from(damage: Damage) -> Self {
+        Self::Damaged(damage)
+    }
+}
+
+impl From<ReadError> for JournalError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io { operation, path, source } => Self::Io { operation, path, source },
+            ReadError::Damaged(damage) => Self::Damaged(damage),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! when they are on stable storage. Any state of a volume outside a span is read back through a
 //! view: the journal's segments over the seed disk.
 
+pub mod catalog;
 pub mod config;
 pub mod control;
 pub mod error;

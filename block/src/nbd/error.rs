@@ -23,6 +23,8 @@ pub(super) enum Violation {
     RequestMagic(u32),
     #[error("a write of {0} bytes, {max} are allowed", max = super::protocol::REQUEST_BYTES_MAX)]
     WriteTooLong(u32),
+    #[error("the rest of a payload did not come within {0} seconds")]
+    PayloadStalled(u64),
     #[error("no export was chosen within {0} seconds")]
     HandshakeTooSlow(u64),
 }

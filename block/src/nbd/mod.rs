@@ -15,6 +15,8 @@
 //! A client that breaks the protocol loses its connection and nothing else, with one line of log
 //! that names the peer, the export and the reason.
 
+#[cfg(test)]
+mod codec_tests;
 mod commands;
 mod connection;
 mod error;
@@ -24,6 +26,7 @@ mod inbox;
 mod long_read;
 mod negotiation;
 mod option;
+mod pieces;
 mod protocol;
 mod race;
 mod read_buffers;

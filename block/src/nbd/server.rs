@@ -31,6 +31,9 @@ pub struct ServerConfig {
     pub connections_max: usize,
     /// Time for a client to choose an export, in seconds.
     pub handshake_seconds_max: u64,
+    /// Time for a client to send the rest of a payload it has announced, in seconds; up to twice
+    /// as much is tolerated. Until then the payload holds memory of the disk.
+    pub payload_seconds_max: u64,
     /// Time for requests in flight to end when the server stops, in seconds; the same for a
     /// client that leaves to take its last answers.
     pub stop_seconds_max: u64,
@@ -43,6 +46,7 @@ impl Default for ServerConfig {
             payload_bytes_in_flight_max: 8 * 1024 * 1024,
             connections_max: 64,
             handshake_seconds_max: 30,
+            payload_seconds_max: 30,
             stop_seconds_max: 10,
         }
     }

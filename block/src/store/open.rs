@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -112,11 +112,12 @@ pub(super) fn open(path: &Path, mode: OpenMode) -> Result<Opened, StoreError> {
         other => inspect("locking it")(other.into()),
     })?;
     let limits = limits.filter(|_| direct).unwrap_or(Limits { io_bytes: 1, mem_bytes: 1 });
+    let punches = !block_device || zeroes_without_writing(&file);
     let geometry = StoreGeometry {
         size_bytes,
         io_align_bytes: limits.io_bytes,
         mem_align_bytes: limits.mem_bytes,
-        discard: mode == OpenMode::ReadWrite,
+        discard: punches && mode == OpenMode::ReadWrite,
         read_only: mode == OpenMode::ReadOnly,
     };
     Ok(Opened { file, geometry, direct, block_device })
@@ -192,6 +193,18 @@ fn direct_limits(file: &File, block_device: bool) -> io::Result<Option<Limits>> 
     unsafe { logical_block_bytes(file.as_raw_fd(), &raw mut logical) }?;
     let logical = logical.unsigned_abs();
     Ok(Some(Limits { io_bytes: logical, mem_bytes: logical }))
+}
+
+/// True when the block device says that it can zero a range without being sent the zeroes.
+fn zeroes_without_writing(file: &File) -> bool {
+    let Ok(found) = file.metadata() else { return false };
+    let (major, minor) = (libc::major(found.rdev()), libc::minor(found.rdev()));
+    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    // A partition has no queue of its own; its disk is one level up.
+    ["queue", "../queue"].iter().any(|queue| {
+        std::fs::read_to_string(device.join(queue).join("write_zeroes_max_bytes"))
+            .is_ok_and(|text| text.trim() != "0")
+    })
 }
 
 /// Switches the descriptor to direct I/O; false when the file system refuses.

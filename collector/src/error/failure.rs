@@ -24,6 +24,29 @@ pub enum FailureKind {
     Internal,
 }
 
+impl FailureKind {
+    const ALL: [Self; 5] =
+        [Self::NotFound, Self::Invalid, Self::Conflict, Self::Unavailable, Self::Internal];
+
+    /// The word in the API and in the catalog.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotFound => "not-found",
+            Self::Invalid => "invalid",
+            Self::Conflict => "conflict",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// From its word.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
 /// Something that was asked for and could not be done.
 #[derive(Debug)]
 pub struct Failure {

@@ -17,10 +17,10 @@ use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Welcome};
 use tidemark_wire::{Epoch, RecordKind, Seq, VolumeId};
 
 use super::manifest::Manifest;
-use super::observer::{Observer, Severity};
+use super::observer::Observer;
 use super::port::SessionPort;
 use super::session::Batch;
-use crate::error::{ErrorKind, Failure, JournalError, Result};
+use crate::error::{ErrorKind, Failure, JournalError, Result, Severity};
 use crate::journal::{Journal, JournalConfig, JournalIdentity, JournalReader, OpenReport};
 use crate::seed::Seed;
 use crate::storage::Storage;
@@ -356,6 +356,7 @@ impl<S: Storage> VolumeCore<S> {
                     self.config,
                 )?;
                 self.report_opening(&report);
+                self.observer.history(self.manifest.volume, &journal.reader().marks()?);
                 let held = Held { reader: journal.reader(), seed: Arc::new(seed) };
                 *self.shared.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
                 self.journal = Some(journal);

@@ -13,10 +13,10 @@ use tidemark_wire::session::{Hello, Refuse, RefuseReason};
 use tidemark_wire::{Epoch, JournalId, PointId, Timeline, VolumeId};
 
 use super::manifest::Manifest;
-use super::observer::{Observer, Severity};
+use super::observer::Observer;
 use super::volume::{Command, Volume, VolumeCore, volume_dir};
 use super::writer::{Writer, WriterQueue};
-use crate::error::{Failure, Result, nearest};
+use crate::error::{Failure, FailureKind, Result, Severity, nearest};
 use crate::journal::JournalConfig;
 use crate::seam::{Clock, Random};
 use crate::storage::Storage;
@@ -137,7 +137,7 @@ impl<S: Storage> Volumes<S> {
         }
         let dir = volume_dir(&self.ground.data_dir, hello.volume);
         match Manifest::load(&self.ground.storage, &dir) {
-            Err(error) if error.kind == crate::error::FailureKind::NotFound => {}
+            Err(error) if error.kind == FailureKind::NotFound => {}
             Ok(_) => return Err(unavailable("the volume was left alone at start".into())),
             Err(error) => return Err(unavailable(error.to_string())),
         }

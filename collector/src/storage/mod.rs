@@ -8,6 +8,7 @@
 //!
 //! Calls block. They are made from threads of the collector's own, not from executors.
 
+mod memory;
 mod real;
 
 use std::io;
@@ -16,6 +17,7 @@ use std::path::Path;
 
 use tidemark_block::ByteRange;
 
+pub use memory::{Fault, MemoryFile, MemoryStorage};
 pub use real::{MappedBytes, RealFile, RealStorage};
 
 /// A place with directories and files.

@@ -1,23 +1,53 @@
-//! stub of the docs
-#![allow(unused_variables, clippy::unimplemented)]
-use std::sync::Arc;
+//! A view: the volume as it was at one state.
+//!
+//! Reads enter; bytes that were checked leave. Opening takes a list of segments and a pin, no
+//! scan and no copy. The bytes of a cell (256 KiB) are looked up when they are first asked for:
+//! the newest record up to the state wins, segments are walked from the newest back until the
+//! cell is covered, and what no record covers is the seed's. A state does not change any more,
+//! so what was found stays true and is kept in a bounded cache. A view owns nothing that a crash
+//! could lose; it keeps its segments open and its state pinned until it is dropped.
+
+mod cache;
+mod payload;
+mod resolve;
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tidemark_block::{ByteRange, StatusExtent};
 use tidemark_wire::Seq;
 
-use crate::error::ViewError;
-use crate::journal::JournalReader;
+use self::cache::Cache;
+use self::payload::Payloads;
+use self::resolve::{Extent, Place, Source};
+use crate::error::{NotOffered, ViewError};
+use crate::journal::format::CELL_BYTES;
+use crate::journal::{JournalReader, Pin, Segment};
 use crate::seed::Seed;
 use crate::storage::{RealStorage, Storage};
 
+/// Extents that one view keeps looked up, at most (72 bytes each).
+const EXTENTS_MAX: usize = 256 * 1024;
+
+/// Cells that one call of [`View::status`] looks at, at most: 256 MiB of the volume.
+const STATUS_CELLS_MAX: u32 = 1024;
+
+type Extents = Arc<[Extent]>;
+
 /// The volume as it was at one state; shared by many threads.
 pub struct View<S: Storage = RealStorage> {
-    reader: Arc<JournalReader<S>>,
+    at: Seq,
+    size_bytes: u64,
+    /// Newest first; those with records up to the state.
+    segments: Vec<Arc<Segment<S>>>,
     seed: Arc<Seed<S>>,
+    cells: Mutex<Cache<u32, Extents>>,
+    payloads: Payloads,
+    /// Held for its drop.
+    _pin: Pin<S>,
 }
 
 impl<S: Storage> View<S> {
-    /// Opens the state at `at`. Costs no scan and no copy.
+    /// Opens the state at `at`.
     ///
     /// # Errors
     /// `NotOffered`.
@@ -26,34 +56,199 @@ impl<S: Storage> View<S> {
         seed: Arc<Seed<S>>,
         at: Seq,
     ) -> Result<Self, ViewError> {
-        unimplemented!()
+        // Pinned first, so that nothing goes between the check and the list.
+        let pin = reader.pin(at);
+        reader.offerable(at)?;
+        if at < seed.at() {
+            return Err(NotOffered::BeforeStart { oldest: seed.at() }.into());
+        }
+        let list = reader.segment_list();
+        let segments: Vec<_> =
+            list.iter().rev().filter(|segment| segment.first_seq() <= at).cloned().collect();
+        let weigh = |extents: &Extents| extents.len();
+        Ok(Self {
+            at,
+            size_bytes: reader.size_at(at),
+            segments,
+            seed,
+            cells: Mutex::new(Cache::new(EXTENTS_MAX, weigh)),
+            payloads: Payloads::default(),
+            _pin: pin,
+        })
     }
+
     /// The state.
     pub fn at(&self) -> Seq {
-        unimplemented!()
+        self.at
     }
-    /// Size of the volume at that state.
+
+    /// Size of the volume at that state, in bytes.
     pub fn size_bytes(&self) -> u64 {
-        unimplemented!()
+        self.size_bytes
     }
-    /// Reads; every piece is checked before it is given out.
+
+    /// Fills `buf` from a place on the volume. Every piece of 4 KiB is checked against the
+    /// checksum that was made at capture before it is given out; after an error `buf` holds
+    /// nothing to be used.
     ///
     /// # Errors
-    /// Every kind but `NotOffered`.
+    /// `OutOfRange`; `Damaged` or `Unreadable` with the range; `Io`.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), ViewError> {
-        unimplemented!()
+        let range = ByteRange::new(offset, buf.len() as u64);
+        let range = self.check_range(range, offset)?;
+        let mut rest = buf;
+        for cell in cells_of(range) {
+            let extents = self.cell(cell)?;
+            for extent in extents.iter() {
+                let Some(part) = extent.range.intersect(range) else { continue };
+                let len = usize::try_from(part.len()).expect("a part is within a cell");
+                let (out, behind) = rest.split_at_mut(len);
+                self.read_extent(extent, part, out)?;
+                rest = behind;
+            }
+        }
+        debug_assert!(rest.is_empty(), "the extents of a cell have no gaps");
+        Ok(())
     }
-    /// Appends what is hole and what is data from the start of `range` on, at most `max` extents;
-    /// at least one byte of the range is covered.
+
+    fn check_range(&self, range: Option<ByteRange>, start: u64) -> Result<ByteRange, ViewError> {
+        let size_bytes = self.size_bytes;
+        let range = range.unwrap_or_else(|| {
+            ByteRange::between(start, u64::MAX).expect("no number is larger than the end")
+        });
+        if range.end() > size_bytes {
+            return Err(ViewError::OutOfRange { range, size_bytes });
+        }
+        Ok(range)
+    }
+
+    fn cell(&self, cell: u32) -> Result<Extents, ViewError> {
+        let cached = self.cells.lock().unwrap_or_else(PoisonError::into_inner).get(&cell);
+        if let Some(extents) = cached {
+            return Ok(extents);
+        }
+        let resolved = resolve::resolve(&self.segments, cell, self.at).map_err(|error| {
+            let range = ByteRange::new(u64::from(cell) * CELL_BYTES, CELL_BYTES)
+                .expect("2^32 cells of 2^18 bytes do not wrap");
+            error.for_view(range, Seq(0))
+        })?;
+        let extents = Extents::from(resolved);
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        cells.insert(cell, Arc::clone(&extents));
+        Ok(extents)
+    }
+
+    fn read_extent(
+        &self,
+        extent: &Extent,
+        part: ByteRange,
+        out: &mut [u8],
+    ) -> Result<(), ViewError> {
+        match &extent.source {
+            Source::Record(place) => self
+                .payloads
+                .read(self.segment_of(place), place, part, out)
+                .map_err(|error| error.for_view(part, place.seq)),
+            Source::Zero => {
+                out.fill(0);
+                Ok(())
+            }
+            Source::Unreadable(place) => {
+                let head = self.segment_of(place).read_head(place.position.into());
+                let errno = head.map(|head| head.header.aux.get());
+                let errno = errno.map_err(|error| error.for_view(part, place.seq))?;
+                Err(ViewError::Unreadable { range: part, seq: place.seq, errno })
+            }
+            Source::Seed => self
+                .seed
+                .read_at(out, part.start())
+                .map_err(|source| ViewError::Io { path: self.seed.path().to_owned(), source }),
+        }
+    }
+
+    fn segment_of(&self, place: &Place) -> &Segment<S> {
+        &self.segments[place.segment as usize]
+    }
+
+    /// Appends what is hole and what is data from the start of `range` on, at most `extents_max`
+    /// extents; they may end before the range does, but cover at least one byte of it. A range
+    /// that could not be read on the protected machine is data here; reading it fails.
     ///
     /// # Errors
-    /// `OutOfRange`, `Damaged`, `Io`.
+    /// `OutOfRange`, `Damaged` or `Io`.
     pub fn status(
         &self,
         range: ByteRange,
-        max: usize,
+        extents_max: usize,
         out: &mut Vec<StatusExtent>,
     ) -> Result<(), ViewError> {
-        unimplemented!()
+        let range = self.check_range(Some(range), range.start())?;
+        let room = out.len() + extents_max;
+        let start = out.len();
+        for cell in cells_of(range).take(STATUS_CELLS_MAX as usize) {
+            let extents = self.cell(cell)?;
+            for extent in extents.iter() {
+                let Some(part) = extent.range.intersect(range) else { continue };
+                let more = match extent.source {
+                    Source::Zero => push(out, start, room, part.len(), true),
+                    Source::Record(_) | Source::Unreadable(_) => {
+                        push(out, start, room, part.len(), false)
+                    }
+                    Source::Seed => self.seed_status(part, start, room, out)?,
+                };
+                if !more {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
+
+    fn seed_status(
+        &self,
+        part: ByteRange,
+        start: usize,
+        room: usize,
+        out: &mut Vec<StatusExtent>,
+    ) -> Result<bool, ViewError> {
+        let mut at = part.start();
+        while at < part.end() {
+            let extent = self
+                .seed
+                .extent_at(at)
+                .map_err(|source| ViewError::Io { path: self.seed.path().to_owned(), source })?;
+            // A file that ends earlier than when it was opened reads as an error, not as a hole.
+            let len = if extent.len_bytes == 0 { part.end() - at } else { extent.len_bytes };
+            let len = len.min(part.end() - at);
+            if !push(out, start, room, len, extent.hole && extent.len_bytes > 0) {
+                return Ok(false);
+            }
+            at += len;
+        }
+        Ok(true)
+    }
+}
+
+fn cells_of(range: ByteRange) -> impl Iterator<Item = u32> {
+    crate::journal::format::cells_of(range.start(), range.len())
+        .map(|cell| u32::try_from(cell).expect("no volume is larger than 2^32 cells"))
+}
+
+/// Adds to the last extent when it is of the same sort; says whether there was room.
+fn push(
+    out: &mut Vec<StatusExtent>,
+    start: usize,
+    room: usize,
+    len_bytes: u64,
+    hole: bool,
+) -> bool {
+    if let Some(last) = out[start..].last_mut().filter(|last| last.hole == hole) {
+        last.len_bytes += len_bytes;
+        return true;
+    }
+    if out.len() < room {
+        out.push(StatusExtent { len_bytes, hole, zero: hole });
+        return true;
+    }
+    false
 }

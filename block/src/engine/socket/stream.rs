@@ -72,9 +72,8 @@ impl Parts {
         self.chunks.drain(..)
     }
 
-    /// Writes down the addresses of everything behind the first `skipped` bytes and returns their
-    /// number.
-    fn list_from(&mut self, skipped: usize) -> usize {
+    /// The addresses of everything behind the first `skipped` bytes.
+    pub(super) fn listed_from(&mut self, skipped: usize) -> &mut [libc::iovec] {
         let mut skip = skipped;
         let mut used = 0;
         for chunk in &self.chunks {
@@ -89,7 +88,7 @@ impl Parts {
             };
             used += 1;
         }
-        used
+        &mut self.vectors[..used]
     }
 }
 
@@ -268,8 +267,9 @@ struct SendParts<'a> {
 // `parts`, which point to its chunks; all live as long as the operation.
 unsafe impl Operation for SendParts<'_> {
     fn entry(&mut self) -> squeue::Entry {
-        self.message.msg_iovlen = self.parts.list_from(self.sent);
-        self.message.msg_iov = self.parts.vectors.as_mut_ptr();
+        let vectors = self.parts.listed_from(self.sent);
+        self.message.msg_iov = vectors.as_mut_ptr();
+        self.message.msg_iovlen = vectors.len();
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).unsigned_abs();
         opcode::SendMsg::new(types::Fd(self.fd.as_raw_fd()), &raw const self.message)
             .flags(flags)

@@ -1,0 +1,139 @@
+//! The catalog in files of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use tidemark_wire::body::PointKind;
+use tidemark_wire::{AgentId, Epoch, JournalId, PointId, Seq, Timeline, VolumeId};
+
+use super::*;
+use crate::error::{FailureKind, Severity};
+use crate::points::Point;
+
+fn run<T>(test: impl AsyncFnOnce(Catalog) -> T) -> T {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let catalog = Catalog::open(&dir.path().join(CATALOG_FILE)).await.unwrap();
+        let result = test(catalog.clone()).await;
+        catalog.close().await;
+        result
+    })
+}
+
+fn point(id: u8, seq: u64) -> Point {
+    Point {
+        id: PointId::from_bytes([id; 16]),
+        kind: PointKind::Person,
+        label: format!("p{id}"),
+        reason: String::new(),
+        seq: Seq(seq),
+        time: WallMicros(seq),
+    }
+}
+
+#[test]
+fn points_are_kept_once_and_in_order_of_time() {
+    run(async |catalog| {
+        let (one, other) = (VolumeId::from_bytes([1; 16]), VolumeId::from_bytes([2; 16]));
+        catalog.add_points(one, &[point(2, u64::MAX), point(1, 5)]).await.unwrap();
+        catalog.add_points(one, &[point(1, 5)]).await.unwrap();
+        catalog.add_points(other, &[point(1, 7)]).await.unwrap();
+        let seqs: Vec<_> =
+            catalog.points(one).await.unwrap().iter().map(|point| point.seq).collect();
+        assert_eq!(seqs.len(), 2);
+        assert!(seqs.contains(&Seq(u64::MAX)), "all 64 bits come back");
+        catalog.replace_points(one, &[point(3, 9)]).await.unwrap();
+        assert_eq!(catalog.points(one).await.unwrap(), [point(3, 9)]);
+        assert_eq!(catalog.points(other).await.unwrap(), [point(1, 7)]);
+    });
+}
+
+#[test]
+fn jobs_end_once_and_stale_ones_are_named() {
+    run(async |catalog| {
+        let new = JobRow {
+            id: 0,
+            kind: "restore".into(),
+            volume: "db".into(),
+            at: "latest".into(),
+            seq: Seq(9),
+            time: Some(WallMicros(1)),
+            target: "/tmp/x".into(),
+            status: JobStatus::Running,
+            done_bytes: 0,
+            total_bytes: 100,
+            started: WallMicros(2),
+            finished: None,
+            written_bytes: None,
+            checksums_verified: None,
+            error: None,
+        };
+        let first = catalog.add_job(&new).await.unwrap();
+        let second = catalog.add_job(&new).await.unwrap();
+        let third = catalog.add_job(&new).await.unwrap();
+        let done = JobOutcome::Done { written_bytes: 3, checksums_verified: 4 };
+        catalog.end_job(first, 100, &done, WallMicros(5)).await.unwrap();
+        let failed = JobOutcome::Failed(Failure::invalid("no").with_hint("yes"));
+        catalog.end_job(second, 7, &failed, WallMicros(5)).await.unwrap();
+        catalog.end_stale_jobs(WallMicros(6)).await.unwrap();
+        let jobs = catalog.jobs().await.unwrap();
+        assert_eq!((jobs[0].status, jobs[0].written_bytes), (JobStatus::Done, Some(3)));
+        let error = (FailureKind::Invalid, "no".to_owned(), Some("yes".to_owned()));
+        assert_eq!(jobs[1].error, Some(error));
+        let stale = catalog.job(third).await.unwrap();
+        assert_eq!((stale.status, stale.finished), (JobStatus::Failed, Some(WallMicros(6))));
+        assert_eq!(catalog.job(99).await.unwrap_err().kind, FailureKind::NotFound);
+    });
+}
+
+#[test]
+fn events_volumes_and_exports_are_remembered() {
+    run(async |catalog| {
+        for text in ["one", "two"] {
+            catalog.add_event(WallMicros(1), Severity::Warning, Some("db"), text).await.unwrap();
+        }
+        let events = catalog.events(1, 10).await.unwrap();
+        assert_eq!((events.len(), events[0].message.as_str()), (1, "two"));
+
+        let mut row = VolumeRow {
+            id: VolumeId::from_bytes([1; 16]),
+            name: "db".into(),
+            size_bytes: 1,
+            block_bytes: 512,
+            journal: JournalId::from_bytes([2; 16]),
+            timeline: Timeline(1),
+            epoch: Epoch(1),
+            agent: AgentId::from_bytes([3; 16]),
+        };
+        catalog.put_volume(&row, WallMicros(1)).await.unwrap();
+        row.name = "db2".into();
+        catalog.put_volume(&row, WallMicros(2)).await.unwrap();
+        let known = catalog.known_volumes().await.unwrap();
+        assert_eq!(known, [(row.id, "db2".to_owned(), WallMicros(2))]);
+
+        let id = catalog.add_export(row.id, "latest", Seq(1), "unix:/x", WallMicros(1)).await;
+        let other = catalog.add_export(row.id, "latest", Seq(1), "unix:/y", WallMicros(1)).await;
+        catalog.end_export(id.unwrap(), WallMicros(2)).await.unwrap();
+        let stale = catalog.end_stale_exports(WallMicros(3)).await.unwrap();
+        assert_eq!((stale.len(), stale[0].id), (1, other.unwrap()));
+        assert!(catalog.end_stale_exports(WallMicros(4)).await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_foreign_or_newer_file_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(CATALOG_FILE);
+    std::fs::write(&path, b"this is no database, whatever it is named, and it is long").unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let error = Catalog::open(&path).await.err().unwrap().to_string();
+        assert!(error.contains("catalog.sqlite") && error.contains("move it away"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        let catalog = Catalog::open(&path).await.unwrap();
+        sqlx::raw_sql("PRAGMA user_version = 7").execute(&catalog.pool).await.unwrap();
+        catalog.close().await;
+        let error = Catalog::open(&path).await.err().unwrap().to_string();
+        assert!(error.contains("version 7"), "{error}");
+    });
+}

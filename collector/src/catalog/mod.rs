@@ -1,0 +1,163 @@
+//! The catalog: what is looked up across volumes, in one SQLite file.
+//!
+//! What enters: volumes and agents as they connect, points as their marks become durable, jobs,
+//! exports, events. What leaves: the same, by query. The journals and manifests are the truth
+//! for volumes and points, so those are written anew when a journal is opened; jobs and events
+//! live only here. A crash may lose the newest of them. Events beyond [`EVENTS_MAX`] and ended
+//! jobs beyond [`JOBS_MAX`] are dropped, oldest first.
+
+mod history;
+mod points;
+mod work;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow};
+use tidemark_wire::WallMicros;
+
+pub use history::{EVENTS_MAX, EventRow, VolumeRow};
+pub use work::{ExportRow, JOBS_MAX, JobOutcome, JobRow, JobStatus};
+
+use crate::error::{Failure, Result};
+
+/// Name of the file in the data directory.
+pub const CATALOG_FILE: &str = "catalog.sqlite";
+
+/// Raised with every change of [`SCHEMA`]; the number is in the file's `user_version`.
+const SCHEMA_VERSION: i64 = 1;
+
+/// Identities are their text, times microseconds since the Unix epoch, sequence numbers and
+/// sizes the 64 bits of the unsigned number.
+const SCHEMA: &str = "
+CREATE TABLE agents (
+    id TEXT PRIMARY KEY, first_seen_us INTEGER NOT NULL, last_seen_us INTEGER NOT NULL
+) STRICT;
+CREATE TABLE volumes (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    block_bytes INTEGER NOT NULL, journal TEXT NOT NULL, timeline INTEGER NOT NULL,
+    epoch INTEGER NOT NULL, agent TEXT NOT NULL REFERENCES agents(id)
+) STRICT;
+CREATE TABLE points (
+    volume TEXT NOT NULL, id TEXT NOT NULL, kind INTEGER NOT NULL, label TEXT NOT NULL,
+    reason TEXT NOT NULL, seq INTEGER NOT NULL, time_us INTEGER NOT NULL,
+    PRIMARY KEY (volume, id)
+) STRICT;
+CREATE TABLE exports (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, volume TEXT NOT NULL, at TEXT NOT NULL,
+    seq INTEGER NOT NULL, listen TEXT NOT NULL, created_us INTEGER NOT NULL, ended_us INTEGER
+) STRICT;
+CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, volume TEXT NOT NULL,
+    at TEXT NOT NULL, seq INTEGER NOT NULL, time_us INTEGER, target TEXT NOT NULL,
+    status TEXT NOT NULL, done_bytes INTEGER NOT NULL, total_bytes INTEGER NOT NULL,
+    started_us INTEGER NOT NULL, finished_us INTEGER, written_bytes INTEGER,
+    checksums_verified INTEGER, error_kind TEXT, error_message TEXT, error_hint TEXT
+) STRICT;
+CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, time_us INTEGER NOT NULL, severity TEXT NOT NULL,
+    volume TEXT, message TEXT NOT NULL
+) STRICT;
+";
+
+/// The catalog.
+#[derive(Clone)]
+pub struct Catalog {
+    pool: SqlitePool,
+    path: PathBuf,
+}
+
+impl Catalog {
+    /// Opens the catalog at `path`, makes it when it is missing.
+    ///
+    /// # Errors
+    /// `Internal` when it can't be opened or is damaged, `Invalid` when a newer program made it.
+    pub async fn open(path: &Path) -> Result<Self> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5));
+        // One connection: everything here is short, and writers never wait for each other.
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await;
+        let damaged = |error: sqlx::Error| {
+            Failure::internal(format!("can't open the catalog {}: {error}", path.display()))
+                .with_hint(
+                    "move it away and start again: volumes and points are read back from the \
+                     journals, jobs and events are lost",
+                )
+                .because(error)
+        };
+        let catalog = Self { pool: pool.map_err(damaged)?, path: path.to_owned() };
+        let version: i64 = sqlx::query_scalar("PRAGMA user_version")
+            .fetch_one(&catalog.pool)
+            .await
+            .map_err(damaged)?;
+        match version {
+            SCHEMA_VERSION => {}
+            0 => catalog.create().await.map_err(damaged)?,
+            newer => {
+                return Err(Failure::invalid(format!(
+                    "the catalog {} has version {newer}, this program knows {SCHEMA_VERSION}",
+                    path.display()
+                ))
+                .with_hint("run the program that wrote it, or a newer one"));
+            }
+        }
+        Ok(catalog)
+    }
+
+    async fn create(&self) -> sqlx::Result<()> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
+        // PRAGMA takes no bound values; this is SCHEMA_VERSION.
+        sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *transaction).await?;
+        transaction.commit().await
+    }
+
+    /// Writes everything out and closes the file.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    fn failed(&self, doing: &str) -> impl FnOnce(sqlx::Error) -> Failure + use<> {
+        let message = format!("can't {doing} in the catalog {}", self.path.display());
+        move |error| Failure::internal(format!("{message}: {error}")).because(error)
+    }
+}
+
+/// A number as SQLite keeps it: the same 64 bits.
+fn stored(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+fn number(row: &SqliteRow, column: &str) -> sqlx::Result<u64> {
+    sqlx::Row::try_get::<i64, _>(row, column).map(i64::cast_unsigned)
+}
+
+fn maybe_number(row: &SqliteRow, column: &str) -> sqlx::Result<Option<u64>> {
+    sqlx::Row::try_get::<Option<i64>, _>(row, column).map(|value| value.map(i64::cast_unsigned))
+}
+
+fn text(row: &SqliteRow, column: &str) -> sqlx::Result<String> {
+    sqlx::Row::try_get(row, column)
+}
+
+fn maybe_text(row: &SqliteRow, column: &str) -> sqlx::Result<Option<String>> {
+    sqlx::Row::try_get(row, column)
+}
+
+fn time(row: &SqliteRow, column: &str) -> sqlx::Result<WallMicros> {
+    number(row, column).map(WallMicros)
+}
+
+/// A value in a row that no version of this program has written.
+fn foreign(column: &str, value: impl ToString) -> sqlx::Error {
+    sqlx::Error::Decode(format!("{column} is {:?}", value.to_string()).into())
+}
+
+#[cfg(test)]
+#[path = "catalog_tests.rs"]
+mod tests;

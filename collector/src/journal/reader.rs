@@ -1,0 +1,261 @@
+//! The readers' side of a journal: what is durable, which states are offered, where records lie.
+//!
+//! The writer publishes after each commit; a reader takes what it needs under a lock that is
+//! held for a copy of a few words, so neither waits for the other's I/O. Shared by many threads.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tidemark_wire::{Record, RecordHeader, Seq, WallMicros};
+
+use super::format::MarkEntry;
+use super::recover::size_after;
+use super::segment::Segment;
+use super::span::Spans;
+use super::types::{Mark, SegmentInfo, Span};
+use crate::error::{Damage, JournalError, NotOffered};
+use crate::storage::{RealStorage, Storage};
+
+/// The segments of a journal, oldest first.
+pub(crate) type SegmentList<S> = Arc<Vec<Arc<Segment<S>>>>;
+
+/// What readers see of the journal.
+pub(crate) struct Published<S: Storage> {
+    pub(crate) segments: SegmentList<S>,
+    pub(crate) durable: Seq,
+    pub(crate) last_time: Option<WallMicros>,
+    pub(crate) spans: Spans,
+    /// Size of the volume from a record on, oldest first, never empty.
+    pub(crate) sizes: Vec<(Seq, u64)>,
+    /// Segments from the first damaged one on, and why they can't be read.
+    pub(crate) unreadable: Vec<SegmentInfo>,
+    pub(crate) damage: Option<Damage>,
+}
+
+impl<S: Storage> Published<S> {
+    /// Takes a mark that became durable.
+    pub(crate) fn apply_mark(&mut self, mark: &MarkEntry) {
+        self.spans.apply(mark);
+        self.sizes.extend(size_after(mark));
+    }
+
+    /// Size of the volume after the newest durable record, in bytes.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.sizes.last().map_or(0, |(_, size)| *size)
+    }
+}
+
+/// Reads a journal; cheap to share.
+pub struct JournalReader<S: Storage = RealStorage> {
+    published: RwLock<Published<S>>,
+    /// States that something reads, and how many do.
+    pins: Mutex<BTreeMap<Seq, usize>>,
+}
+
+/// Keeps what a state needs, for as long as it lives.
+pub struct Pin<S: Storage> {
+    reader: Arc<JournalReader<S>>,
+    seq: Seq,
+}
+
+impl<S: Storage> Drop for Pin<S> {
+    fn drop(&mut self) {
+        let mut pins = self.reader.pins();
+        if let Some(count) = pins.get_mut(&self.seq) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&self.seq);
+            }
+        }
+    }
+}
+
+impl<S: Storage> JournalReader<S> {
+    pub(crate) fn new(published: Published<S>) -> Self {
+        Self { published: RwLock::new(published), pins: Mutex::default() }
+    }
+
+    pub(crate) fn published(&self) -> RwLockReadGuard<'_, Published<S>> {
+        // The writer changes it by moves and pushes, which no panic can leave half done.
+        self.published.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn publish(&self) -> RwLockWriteGuard<'_, Published<S>> {
+        self.published.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pins(&self) -> MutexGuard<'_, BTreeMap<Seq, usize>> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Newest durable record; 0 when there is none.
+    pub fn durable(&self) -> Seq {
+        self.published().durable
+    }
+
+    /// When the newest durable record was captured.
+    pub fn last_time(&self) -> Option<WallMicros> {
+        self.published().last_time
+    }
+
+    /// The oldest state kept, offered or not; `None` when there is no record.
+    pub fn first_seq(&self) -> Option<Seq> {
+        self.published().segments.first().map(|segment| segment.first_seq())
+    }
+
+    /// Size of the volume at a state, in bytes.
+    pub fn size_at(&self, seq: Seq) -> u64 {
+        let published = self.published();
+        let behind = published.sizes.partition_point(|(since, _)| *since <= seq);
+        published.sizes[behind.saturating_sub(1)].1
+    }
+
+    /// All spans, oldest first.
+    pub fn spans(&self) -> Vec<Span> {
+        self.published().spans.list()
+    }
+
+    /// The gap or resync-begin record of the span that has not ended.
+    pub fn span_open(&self) -> Option<Seq> {
+        self.published().spans.open().map(|open| open.begin)
+    }
+
+    pub(crate) fn segment_list(&self) -> SegmentList<S> {
+        Arc::clone(&self.published().segments)
+    }
+
+    /// All segments, oldest first; also those that can't be read.
+    pub fn segments(&self) -> Vec<SegmentInfo> {
+        let (list, unreadable) = {
+            let published = self.published();
+            (Arc::clone(&published.segments), published.unreadable.clone())
+        };
+        list.iter().map(|segment| segment.info()).chain(unreadable).collect()
+    }
+
+    /// Bytes of all segment files.
+    pub fn bytes(&self) -> u64 {
+        self.segments().iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Whether the state at `seq` may be opened.
+    ///
+    /// # Errors
+    /// Why not, with the nearest states.
+    pub fn offerable(&self, seq: Seq) -> Result<(), NotOffered> {
+        let (span, durable, segments) = {
+            let published = self.published();
+            if seq > published.durable {
+                return Err(match &published.damage {
+                    Some(damage) => NotOffered::Damaged(damage.clone()),
+                    None => NotOffered::AfterEnd { newest: published.durable },
+                });
+            }
+            let segments = Arc::clone(&published.segments);
+            (published.spans.covering(seq), published.durable, segments)
+        };
+        let oldest = segments.first().map_or(durable, |segment| segment.first_seq());
+        if seq < oldest {
+            return Err(NotOffered::BeforeStart { oldest });
+        }
+        let Some(span) = span else { return Ok(()) };
+        // A record that can't be read here only costs the hint.
+        let before = self.floor(Seq(span.begin.0 - 1)).ok().flatten();
+        Err(NotOffered::InSpan { before: before.map(|(seq, _)| seq), after: span.end })
+    }
+
+    /// The last record at or before a sequence number.
+    ///
+    /// # Errors
+    /// `Io` or `Damaged`.
+    pub fn floor(&self, seq: Seq) -> Result<Option<(Seq, WallMicros)>, JournalError> {
+        let (segments, durable) = self.snapshot();
+        let seq = seq.min(durable);
+        let behind = segments.partition_point(|segment| segment.first_seq() <= seq);
+        let Some(segment) = behind.checked_sub(1).map(|at| &segments[at]) else {
+            return Ok(None);
+        };
+        let start = segment.waypoint(|waypoint| waypoint.seq.get() <= seq.0)?;
+        last_while(segment, start, |header| header.seq() <= seq)
+    }
+
+    /// The last record captured at or before a time.
+    ///
+    /// # Errors
+    /// `Io` or `Damaged`.
+    pub fn seq_at_time(&self, time: WallMicros) -> Result<Option<(Seq, WallMicros)>, JournalError> {
+        let (segments, durable) = self.snapshot();
+        let behind = segments.partition_point(|segment| segment.extremes().first_time <= time);
+        let Some(segment) = behind.checked_sub(1).map(|at| &segments[at]) else {
+            return Ok(None);
+        };
+        let start = segment.waypoint(|waypoint| waypoint.time_us.get() <= time.0)?;
+        last_while(segment, start, |header| {
+            header.time_us.get() <= time.0 && header.seq() <= durable
+        })
+    }
+
+    fn snapshot(&self) -> (SegmentList<S>, Seq) {
+        let published = self.published();
+        (Arc::clone(&published.segments), published.durable)
+    }
+
+    /// All marks, oldest first. Reads each of their records.
+    ///
+    /// # Errors
+    /// `Io` or `Damaged`.
+    pub fn marks(&self) -> Result<Vec<Mark>, JournalError> {
+        let (segments, durable) = self.snapshot();
+        let mut marks = Vec::new();
+        for segment in segments.iter() {
+            for entry in segment.marks()? {
+                if entry.seq.get() > durable.0 {
+                    break;
+                }
+                let position = u64::from(entry.position.get());
+                let bytes = segment.read_record(position, entry.record_bytes.get())?;
+                let mark = Record::decode(&bytes)
+                    .and_then(|record| Mark::from_record(&record))
+                    .map_err(|error| segment.damage(position, &error))?;
+                marks.extend(mark);
+            }
+        }
+        Ok(marks)
+    }
+
+    /// Keeps what the state at `seq` needs until the pin is dropped.
+    #[must_use]
+    pub fn pin(self: &Arc<Self>, seq: Seq) -> Pin<S> {
+        *self.pins().entry(seq).or_insert(0) += 1;
+        Pin { reader: Arc::clone(self), seq }
+    }
+
+    /// States that are pinned, oldest first, and how many pins each has. A merge goes no further
+    /// than the first of them.
+    #[must_use]
+    pub fn pinned(&self) -> Vec<(Seq, usize)> {
+        self.pins().iter().map(|(seq, count)| (*seq, *count)).collect()
+    }
+}
+
+/// Goes from record to record from `start` on and gives the last one for which `holds` does.
+/// Called with a waypoint's place, it reads at most as many heads as lie between two waypoints.
+fn last_while<S: Storage>(
+    segment: &Segment<S>,
+    start: u64,
+    holds: impl Fn(&RecordHeader) -> bool,
+) -> Result<Option<(Seq, WallMicros)>, JournalError> {
+    let last = segment.extremes().last_seq;
+    let (mut position, mut found) = (start, None);
+    loop {
+        let head = segment.read_head(position)?.header;
+        if !holds(&head) {
+            return Ok(found);
+        }
+        found = Some((head.seq(), WallMicros(head.time_us.get())));
+        if head.seq() >= last {
+            return Ok(found);
+        }
+        position += head.record_bytes() as u64;
+    }
+}

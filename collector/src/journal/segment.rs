@@ -1,0 +1,463 @@
+//! One segment file: its header and trailer decoded and checked, its index asked the same way
+//! whether it is open or sealed.
+//!
+//! A segment is shared by the writer (while it is open) and all readers; the writer changes its
+//! index in [`Segment::note`] and replaces it once in [`Segment::become_sealed`]. Records are
+//! read from the file by place.
+
+use std::io;
+use std::mem::size_of;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{OnceLock, PoisonError, RwLock};
+
+use tidemark_block::ByteRange;
+use tidemark_wire::limits::VOLUME_BYTES_MAX;
+use tidemark_wire::{
+    DecodeError, DecodeErrorKind, Record, RecordHeader, Seq, WallMicros, checksum,
+};
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U64;
+
+use super::format::{
+    HEADER_BYTES, HEADER_MAGIC, IndexEntry, MarkEntry, SEGMENT_VERSION, SegmentHeader,
+    SegmentTrailer, TRAILER_BYTES, TRAILER_MAGIC, Waypoint,
+};
+use super::index::{Extremes, MemoryIndex, Tables, Visit, cut_marks};
+use super::scan::{RECORD_BYTES_MAX, part_of};
+use super::types::{JournalIdentity, SegmentInfo};
+use crate::error::{Damage, JournalError, Part, ReadError};
+use crate::storage::{Storage, StorageFile};
+
+type MapOf<S> = <<S as Storage>::File as StorageFile>::Map;
+
+enum Index<S: Storage> {
+    Memory(MemoryIndex),
+    Sealed { trailer: Box<SegmentTrailer>, map: OnceLock<MapOf<S>> },
+}
+
+/// A segment that can be read.
+pub(crate) struct Segment<S: Storage> {
+    file: S::File,
+    first_seq: Seq,
+    state: RwLock<State<S>>,
+}
+
+struct State<S: Storage> {
+    path: PathBuf,
+    index: Index<S>,
+}
+
+/// The fixed part of a record and its checksums.
+pub(crate) struct Head {
+    pub(crate) header: RecordHeader,
+    pub(crate) sums: Vec<U64>,
+}
+
+impl Head {
+    /// Where the stored payload begins, from the start of the record.
+    pub(crate) fn stored_at(&self) -> usize {
+        size_of::<RecordHeader>() + size_of_val(self.sums.as_slice())
+    }
+}
+
+impl<S: Storage> Segment<S> {
+    /// A segment that takes records.
+    pub(crate) fn new_open(
+        file: S::File,
+        path: PathBuf,
+        first_seq: Seq,
+        index: MemoryIndex,
+    ) -> Self {
+        let state = State { path, index: Index::Memory(index) };
+        Self { file, first_seq, state: RwLock::new(state) }
+    }
+
+    /// A complete one.
+    pub(crate) fn new_sealed(file: S::File, path: PathBuf, trailer: Box<SegmentTrailer>) -> Self {
+        let first_seq = Seq(trailer.first_seq.get());
+        let state = State { path, index: Index::Sealed { trailer, map: OnceLock::new() } };
+        Self { file, first_seq, state: RwLock::new(state) }
+    }
+
+    fn state(&self) -> std::sync::RwLockReadGuard<'_, State<S>> {
+        // No panic can leave the state half changed: each change is one insertion or one move.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_mut(&self) -> std::sync::RwLockWriteGuard<'_, State<S>> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn file(&self) -> &S::File {
+        &self.file
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.state().path.clone()
+    }
+
+    pub(crate) fn first_seq(&self) -> Seq {
+        self.first_seq
+    }
+
+    /// Makes durable records visible.
+    ///
+    /// # Panics
+    /// When the segment is sealed: a programmer's mistake.
+    pub(crate) fn note<'r>(&self, records: impl Iterator<Item = (Record<'r>, u32)>) {
+        let mut state = self.state_mut();
+        let Index::Memory(index) = &mut state.index else {
+            panic!("records for the sealed segment {}", state.path.display());
+        };
+        for (record, position) in records {
+            index.note(&record, position);
+        }
+    }
+
+    /// Gives the index of an open segment to `read`; `None` when it is sealed.
+    pub(crate) fn with_memory<T>(&self, read: impl FnOnce(&MemoryIndex) -> T) -> Option<T> {
+        match &self.state().index {
+            Index::Memory(index) => Some(read(index)),
+            Index::Sealed { .. } => None,
+        }
+    }
+
+    /// The index is on disk and the file has its final name.
+    pub(crate) fn become_sealed(&self, path: PathBuf, trailer: Box<SegmentTrailer>) {
+        *self.state_mut() = State { path, index: Index::Sealed { trailer, map: OnceLock::new() } };
+    }
+
+    pub(crate) fn extremes(&self) -> Extremes {
+        match &self.state().index {
+            Index::Memory(index) => index.extremes(),
+            Index::Sealed { trailer, .. } => trailer_extremes(trailer),
+        }
+    }
+
+    pub(crate) fn info(&self) -> SegmentInfo {
+        let state = self.state();
+        let (extremes, chain) = match &state.index {
+            Index::Memory(index) => (index.extremes(), None),
+            Index::Sealed { trailer, .. } => (trailer_extremes(trailer), Some(trailer.chain)),
+        };
+        SegmentInfo {
+            name: file_name(&state.path),
+            sealed: chain.is_some(),
+            first_seq: self.first_seq,
+            last_seq: extremes.last_seq,
+            first_time: extremes.first_time,
+            last_time: extremes.last_time,
+            records: extremes.records,
+            bytes: self.file.len().unwrap_or(0),
+            chain,
+            damage: None,
+        }
+    }
+
+    /// Shows the records that changed a cell up to a state, newest first.
+    pub(crate) fn visit_cell(
+        &self,
+        cell: u32,
+        at: Seq,
+        mut visit: impl FnMut(&IndexEntry) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        let visit: &mut Visit<'_> = &mut visit;
+        self.with_index(
+            |index, visit| index.visit_cell(cell, at, visit),
+            |tables, visit| tables.visit_cell(cell, at, visit),
+            visit,
+        )
+    }
+
+    pub(crate) fn marks(&self) -> Result<Vec<MarkEntry>, ReadError> {
+        self.with_index(|index, ()| index.marks().to_vec(), |tables, ()| tables.marks.to_vec(), ())
+    }
+
+    /// Where the last waypoint for which `before` holds leads; the first record where it holds
+    /// for none.
+    pub(crate) fn waypoint(&self, before: impl Fn(&Waypoint) -> bool) -> Result<u64, ReadError> {
+        let find = |waypoints: &[Waypoint]| {
+            let behind = waypoints.partition_point(&before);
+            let waypoint = waypoints.get(behind.saturating_sub(1));
+            waypoint.map_or(HEADER_BYTES, |waypoint| u64::from(waypoint.position.get()))
+        };
+        self.with_index(
+            |index, ()| find(index.waypoints()),
+            |tables, ()| find(tables.waypoints),
+            (),
+        )
+    }
+
+    /// Asks the index in whichever form it is; a mapped one is checked at its first use.
+    fn with_index<A, T>(
+        &self,
+        memory: impl FnOnce(&MemoryIndex, A) -> T,
+        tables: impl FnOnce(Tables<'_>, A) -> T,
+        argument: A,
+    ) -> Result<T, ReadError> {
+        let state = self.state();
+        match &state.index {
+            Index::Memory(index) => Ok(memory(index, argument)),
+            Index::Sealed { trailer, map } => {
+                let bytes = match map.get() {
+                    Some(bytes) => bytes,
+                    None => {
+                        let bytes = self.map_tables(&state.path, trailer)?;
+                        map.get_or_init(|| bytes)
+                    }
+                };
+                let cut = Tables::cut(bytes, trailer)
+                    .expect("open_trailer() compared the counts with the places");
+                Ok(tables(cut, argument))
+            }
+        }
+    }
+
+    fn map_tables(&self, path: &Path, trailer: &SegmentTrailer) -> Result<MapOf<S>, ReadError> {
+        let range = tables_range(trailer);
+        let bytes = self.file.map(range).map_err(ReadError::io("map the index of", path))?;
+        check_tables(path, trailer, &bytes)?;
+        Ok(bytes)
+    }
+
+    /// Where the records end, for a reader that goes from one to the next.
+    pub(crate) fn records_end(&self) -> Result<u64, ReadError> {
+        let state = self.state();
+        match &state.index {
+            Index::Memory(_) => self.file.len().map_err(ReadError::io("look at", &state.path)),
+            Index::Sealed { trailer, .. } => Ok(trailer.records_end.get()),
+        }
+    }
+
+    /// Reads and checks the fixed part of the record at a place, without its payload.
+    pub(crate) fn read_head(&self, position: u64) -> Result<Head, ReadError> {
+        let room = RECORD_BYTES_MAX - tidemark_wire::limits::RECORD_PAYLOAD_BYTES_MAX as usize;
+        let end = self.records_end()?;
+        let len = usize::try_from(end.saturating_sub(position)).unwrap_or(room).min(room);
+        let mut bytes = vec![0; len];
+        self.read_at(&mut bytes, position)?;
+        decode_head(&bytes).map_err(|error| self.damage(position, &error).into())
+    }
+
+    /// Reads the bytes of a whole record.
+    pub(crate) fn read_record(
+        &self,
+        position: u64,
+        record_bytes: u32,
+    ) -> Result<Vec<u8>, ReadError> {
+        if record_bytes as usize > RECORD_BYTES_MAX {
+            let detail = format!("the index names a record of {record_bytes} bytes");
+            return Err(Damage::new(&self.path(), Part::Index, position, detail).into());
+        }
+        let mut bytes = vec![0; record_bytes as usize];
+        self.read_at(&mut bytes, position)?;
+        Ok(bytes)
+    }
+
+    /// Reads bytes that the index says are there; a file that ends before is damaged.
+    pub(crate) fn read_at(&self, bytes: &mut [u8], position: u64) -> Result<(), ReadError> {
+        self.file.read_at(bytes, position).map_err(|error| {
+            let path = self.path();
+            if error.kind() == io::ErrorKind::UnexpectedEof {
+                let detail = format!("the file ends before {} bytes from here", bytes.len());
+                Damage::new(&path, Part::File, position, detail).into()
+            } else {
+                ReadError::io("read", &path)(error)
+            }
+        })
+    }
+
+    /// The damage that an error of decoding at a place is.
+    pub(crate) fn damage(&self, position: u64, error: &DecodeError) -> Damage {
+        Damage::new(&self.path(), part_of(error), position, error.to_string())
+    }
+}
+
+/// Decodes header and checksums of a record whose payload is not there.
+pub(crate) fn decode_head(bytes: &[u8]) -> Result<Head, DecodeError> {
+    let short = || DecodeError::new(DecodeErrorKind::Truncated, "change record", "cut off");
+    let (header, rest) = RecordHeader::read_from_prefix(bytes).map_err(|_| short())?;
+    header.check_fields()?;
+    let count = header.sum_count.get() as usize;
+    let (sums, _) = <[U64]>::ref_from_prefix_with_elems(rest, count).map_err(|_| short())?;
+    let mut sealed = header;
+    sealed.seal(sums);
+    if sealed.header_sum != header.header_sum {
+        let detail = format!("header checksum of record {} does not match", header.seq());
+        return Err(DecodeError::new(DecodeErrorKind::Checksum, "change record", detail));
+    }
+    Ok(Head { header, sums: sums.to_vec() })
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn trailer_extremes(trailer: &SegmentTrailer) -> Extremes {
+    Extremes {
+        records: trailer.record_count.get(),
+        first_seq: Seq(trailer.first_seq.get()),
+        last_seq: Seq(trailer.last_seq.get()),
+        first_time: WallMicros(trailer.first_time_us.get()),
+        last_time: WallMicros(trailer.last_time_us.get()),
+    }
+}
+
+fn tables_range(trailer: &SegmentTrailer) -> ByteRange {
+    let [_, _, _, end] = trailer.expected_places().expect("open_trailer() computed them before");
+    ByteRange::between(trailer.records_end.get(), end).expect("tables follow the records")
+}
+
+/// Checks both sums over the tables; `bytes` lie between the records and the trailer.
+pub(crate) fn check_tables(
+    path: &Path,
+    trailer: &SegmentTrailer,
+    bytes: &[u8],
+) -> Result<(), Damage> {
+    let start = trailer.records_end.get();
+    let index_bytes = usize::try_from(trailer.marks_at.get() - start)
+        .expect("tables that are in memory have a length");
+    let (index, marks) = bytes.split_at(index_bytes);
+    if checksum::sum(index) != trailer.index_sum.get() {
+        return Err(Damage::new(path, Part::Index, start, "its checksum does not match"));
+    }
+    check_marks(path, trailer, marks)
+}
+
+fn check_marks(path: &Path, trailer: &SegmentTrailer, marks: &[u8]) -> Result<(), Damage> {
+    if checksum::sum(marks) != trailer.marks_sum.get() {
+        let at = trailer.marks_at.get();
+        return Err(Damage::new(path, Part::Marks, at, "their checksum does not match"));
+    }
+    Ok(())
+}
+
+/// Reads and checks the marks of a sealed segment without mapping it.
+pub(crate) fn read_marks<F: StorageFile>(
+    file: &F,
+    path: &Path,
+    trailer: &SegmentTrailer,
+) -> Result<Vec<MarkEntry>, JournalError> {
+    let at = trailer.marks_at.get();
+    let len = usize::try_from(tables_range(trailer).end() - at)
+        .expect("tables that are in a file have a length");
+    let mut bytes = vec![0; len];
+    file.read_at(&mut bytes, at).map_err(JournalError::io("read", path))?;
+    check_marks(path, trailer, &bytes)?;
+    let (marks, _) = cut_marks(&bytes, trailer).expect("the length was made from the counts");
+    Ok(marks.to_vec())
+}
+
+/// Reads and checks the header of a segment file.
+///
+/// # Errors
+/// `Io`, `Damaged` or `Version`.
+pub(crate) fn read_header<F: StorageFile>(
+    file: &F,
+    path: &Path,
+) -> Result<Box<SegmentHeader>, JournalError> {
+    let bad = |detail: String| Err(Damage::new(path, Part::Header, 0, detail).into());
+    let len = file.len().map_err(JournalError::io("look at", path))?;
+    if len < HEADER_BYTES {
+        return bad(format!("the file has {len} bytes, a header has {HEADER_BYTES}"));
+    }
+    let mut bytes = vec![0; size_of::<SegmentHeader>()];
+    file.read_at(&mut bytes, 0).map_err(JournalError::io("read", path))?;
+    let header = SegmentHeader::read_from_bytes(&bytes).expect("as long as the struct");
+    let header = Box::new(header);
+    if header.magic != HEADER_MAGIC {
+        return bad("it does not begin with the magic of a segment".into());
+    }
+    let found = header.version.get();
+    if found != SEGMENT_VERSION {
+        let known = SEGMENT_VERSION;
+        return Err(JournalError::Version { path: path.to_owned(), found, known });
+    }
+    if header.compute_sum() != header.header_sum {
+        return bad("its checksum does not match".into());
+    }
+    if u64::from(header.header_bytes.get()) != HEADER_BYTES
+        || header.flags.get() != 0
+        || header.cipher != 0
+    {
+        let (flags, cipher) = (header.flags, header.cipher);
+        return bad(format!("length, flags {flags} or cipher {cipher} are not known here"));
+    }
+    if header.size_bytes.get() > VOLUME_BYTES_MAX {
+        return bad(format!("a volume of {} bytes", header.size_bytes));
+    }
+    Ok(header)
+}
+
+/// Checks whose segment it is and that it has the name of its first record.
+///
+/// # Errors
+/// `Foreign` or `Damaged`.
+pub(crate) fn check_identity(
+    path: &Path,
+    header: &SegmentHeader,
+    identity: &JournalIdentity,
+    first_seq: Seq,
+) -> Result<(), JournalError> {
+    let foreign = |detail| Err(JournalError::Foreign { path: path.to_owned(), detail });
+    let volume = tidemark_wire::VolumeId::from_bytes(header.volume);
+    if volume != identity.volume {
+        let here = identity.volume;
+        return foreign(format!("it is of volume {volume}, this is the journal of {here}"));
+    }
+    let journal = tidemark_wire::JournalId::from_bytes(header.journal);
+    if journal != identity.journal {
+        let here = identity.journal;
+        return foreign(format!("it is of the copy {journal} of the volume, this is {here}"));
+    }
+    if header.timeline.get() > identity.timeline.0 {
+        let (there, here) = (header.timeline, identity.timeline);
+        return foreign(format!("it is of timeline {there}, this journal is on {here}"));
+    }
+    if header.first_seq.get() != first_seq.0 {
+        let detail = format!("its first record is {}, not that of its name", header.first_seq);
+        return Err(Damage::new(path, Part::Header, 0, detail).into());
+    }
+    Ok(())
+}
+
+/// Reads and checks the trailer of a segment file: its checksum, and that the tables fill the
+/// space between records and trailer.
+///
+/// # Errors
+/// `Io`, `Damaged` or `Version`.
+pub(crate) fn read_trailer<F: StorageFile>(
+    file: &F,
+    path: &Path,
+) -> Result<Box<SegmentTrailer>, JournalError> {
+    let len = file.len().map_err(JournalError::io("look at", path))?;
+    let at = len.saturating_sub(TRAILER_BYTES);
+    let bad = |detail: &str| Err(Damage::new(path, Part::Trailer, at, detail).into());
+    if len < HEADER_BYTES + TRAILER_BYTES {
+        return bad("the file is too short to have one");
+    }
+    let mut bytes = vec![0; size_of::<SegmentTrailer>()];
+    file.read_at(&mut bytes, at).map_err(JournalError::io("read", path))?;
+    let trailer = SegmentTrailer::read_from_bytes(&bytes).expect("as long as the struct");
+    let trailer = Box::new(trailer);
+    if trailer.magic != TRAILER_MAGIC {
+        return bad("it does not begin with the magic of a trailer");
+    }
+    let found = trailer.version.get();
+    if found != SEGMENT_VERSION {
+        let known = SEGMENT_VERSION;
+        return Err(JournalError::Version { path: path.to_owned(), found, known });
+    }
+    if trailer.compute_sum() != trailer.trailer_sum {
+        return bad("its checksum does not match");
+    }
+    let places = [trailer.wide_at, trailer.marks_at, trailer.waypoints_at].map(U64::get);
+    let fits = trailer.expected_places().is_some_and(|expected| {
+        expected[..3] == places && expected[3] == at && trailer.records_end.get() >= HEADER_BYTES
+    });
+    if !fits || trailer.record_count.get() == 0 {
+        return bad("its tables do not fill the file");
+    }
+    Ok(trailer)
+}

@@ -1,0 +1,419 @@
+//! Storage in memory that loses what a real one may lose. For tests and the simulator.
+//!
+//! Fault model. Each file has a live image, which calls see, and a durable one, to which a
+//! datasync brings it; names likewise, by directory. [`MemoryStorage::after_crash`] gives the
+//! storage after a power cut: of the writes that were not synced, any sectors of 512 bytes may
+//! be there, in any order; of the names that were not synced, the first ones may be. A call can
+//! be chosen at which the power goes ([`Fault::Crash`]: it and all later ones fail) or which
+//! alone fails ([`Fault::Once`]). A datasync that fails forgets what it should have made durable,
+//! as the page cache of Linux does: a later one succeeds without it. Reads do not fail, and
+//! durable bytes do not rot; tests change those with [`MemoryStorage::edit`].
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tidemark_block::ByteRange;
+
+use super::{FileExtent, Storage, StorageFile};
+
+const SECTOR_BYTES: usize = 512;
+const HOLE_BYTES: usize = 4096;
+
+/// How a chosen call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The power goes: this call and all later ones fail.
+    Crash,
+    /// This call fails; later ones work.
+    Once,
+}
+
+/// Files in memory; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStorage {
+    inner: Arc<Mutex<Inner>>,
+}
+
+/// A file in memory.
+#[derive(Debug)]
+pub struct MemoryFile {
+    storage: MemoryStorage,
+    id: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    names: BTreeMap<PathBuf, u64>,
+    durable_names: BTreeMap<PathBuf, u64>,
+    /// Changes of names since their directory was synced, oldest first.
+    name_changes: Vec<NameChange>,
+    dirs: Vec<PathBuf>,
+    files: HashMap<u64, Image>,
+    next_id: u64,
+    /// Calls so far that change something or make something durable.
+    calls: u64,
+    fault: Option<(u64, Fault)>,
+    crashed: bool,
+}
+
+#[derive(Clone, Debug)]
+enum NameChange {
+    Create(PathBuf, u64),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+}
+
+#[derive(Clone, Debug, Default)]
+struct Image {
+    live: Vec<u8>,
+    durable: Vec<u8>,
+    /// Changes since the last datasync, oldest first.
+    changes: Vec<Change>,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Write { at: usize, bytes: Vec<u8> },
+    SetLen(usize),
+}
+
+impl NameChange {
+    fn dir(&self) -> Option<&Path> {
+        match self {
+            Self::Create(path, _) | Self::Rename(path, _) | Self::Remove(path) => path.parent(),
+        }
+    }
+
+    fn apply(&self, names: &mut BTreeMap<PathBuf, u64>) {
+        match self {
+            Self::Create(path, id) => {
+                names.insert(path.clone(), *id);
+            }
+            Self::Rename(from, to) => {
+                if let Some(id) = names.remove(from) {
+                    names.insert(to.clone(), id);
+                }
+            }
+            Self::Remove(path) => {
+                names.remove(path);
+            }
+        }
+    }
+}
+
+impl Change {
+    fn apply(&self, image: &mut Vec<u8>) {
+        match self {
+            Self::Write { at, bytes } => write(image, *at, bytes),
+            Self::SetLen(len) => image.resize(*len, 0),
+        }
+    }
+
+    /// Applies any part of the change that a power cut may leave.
+    fn apply_torn(&self, image: &mut Vec<u8>, dice: &mut Dice) {
+        match self {
+            Self::Write { at, bytes } => {
+                let mut start = 0;
+                while start < bytes.len() {
+                    let sector_end = (at + start + 1).next_multiple_of(SECTOR_BYTES) - at;
+                    let end = sector_end.min(bytes.len());
+                    if dice.coin() {
+                        write(image, at + start, &bytes[start..end]);
+                    }
+                    start = end;
+                }
+            }
+            Self::SetLen(_) if dice.coin() => self.apply(image),
+            Self::SetLen(_) => {}
+        }
+    }
+}
+
+fn write(image: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+    if image.len() < at + bytes.len() {
+        image.resize(at + bytes.len(), 0);
+    }
+    image[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// SplitMix64: a seed gives the same crash each time.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn coin(&mut self) -> bool {
+        self.roll().is_multiple_of(2)
+    }
+}
+
+impl MemoryStorage {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls so far that change something or make something durable.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.inner().calls
+    }
+
+    /// Lets the call fail that comes after `calls` further ones.
+    pub fn fail_after(&self, calls: u64, fault: Fault) {
+        let mut inner = self.inner();
+        inner.fault = Some((inner.calls + calls, fault));
+    }
+
+    /// What is there after a power cut now; `seed` chooses what of the unsynced changes is. This
+    /// storage and its open files are of no use afterwards.
+    #[must_use]
+    pub fn after_crash(&self, seed: u64) -> Self {
+        let inner = self.inner();
+        let mut dice = Dice(seed);
+        let mut names = inner.durable_names.clone();
+        for dir in &inner.dirs {
+            let changes: Vec<_> =
+                inner.name_changes.iter().filter(|change| change.dir() == Some(dir)).collect();
+            let kept = usize::try_from(dice.roll() % (changes.len() as u64 + 1));
+            let kept = kept.expect("not more than there are");
+            changes[..kept].iter().for_each(|change| change.apply(&mut names));
+        }
+        let mut files = HashMap::new();
+        for id in names.values() {
+            let image = &inner.files[id];
+            let mut after = image.durable.clone();
+            for change in &image.changes {
+                change.apply_torn(&mut after, &mut dice);
+            }
+            let durable = after.clone();
+            files.insert(*id, Image { live: after, durable, changes: Vec::new() });
+        }
+        let after = Inner {
+            durable_names: names.clone(),
+            names,
+            dirs: inner.dirs.clone(),
+            files,
+            next_id: inner.next_id,
+            ..Inner::default()
+        };
+        Self { inner: Arc::new(Mutex::new(after)) }
+    }
+
+    /// Changes the bytes of a file behind everybody's back, durably.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn edit(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+        let mut inner = self.inner();
+        let id = inner.id(path)?;
+        let image = inner.files.get_mut(&id).expect("a name leads to a file");
+        change(&mut image.live);
+        image.durable = image.live.clone();
+        image.changes.clear();
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Counts a call; says whether it is the one that fails.
+    fn count(&mut self) -> io::Result<()> {
+        let crashed = || io::Error::other("the power is gone");
+        if self.crashed {
+            return Err(crashed());
+        }
+        let call = self.calls;
+        self.calls += 1;
+        match self.fault {
+            Some((at, Fault::Crash)) if at == call => {
+                self.crashed = true;
+                Err(crashed())
+            }
+            Some((at, Fault::Once)) if at == call => Err(io::Error::other("injected failure")),
+            _ => Ok(()),
+        }
+    }
+
+    fn id(&self, path: &Path) -> io::Result<u64> {
+        self.names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn change_name(&mut self, change: NameChange) {
+        change.apply(&mut self.names);
+        self.name_changes.push(change);
+    }
+
+    fn image(&mut self, id: u64) -> &mut Image {
+        self.files.get_mut(&id).expect("an open file has an image")
+    }
+}
+
+impl Storage for MemoryStorage {
+    type File = MemoryFile;
+
+    fn create(&self, path: &Path) -> io::Result<MemoryFile> {
+        let mut inner = self.inner();
+        inner.count()?;
+        if inner.names.contains_key(path) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if !inner.dirs.iter().any(|dir| path.parent() == Some(dir)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let id = inner.next_id;
+        inner.next_id += 1;
+        inner.files.insert(id, Image::default());
+        inner.change_name(NameChange::Create(path.to_owned(), id));
+        Ok(MemoryFile { storage: self.clone(), id })
+    }
+
+    fn open(&self, path: &Path) -> io::Result<MemoryFile> {
+        let id = self.inner().id(path)?;
+        Ok(MemoryFile { storage: self.clone(), id })
+    }
+
+    fn open_read_only(&self, path: &Path) -> io::Result<MemoryFile> {
+        self.open(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.count()?;
+        inner.id(from)?;
+        inner.change_name(NameChange::Rename(from.to_owned(), to.to_owned()));
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.count()?;
+        inner.id(path)?;
+        inner.change_name(NameChange::Remove(path.to_owned()));
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let inner = self.inner();
+        let below = inner.names.keys().filter(|path| path.parent() == Some(dir));
+        let names = below.filter_map(|path| path.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
+    }
+
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        if !inner.dirs.iter().any(|known| known == dir) {
+            inner.dirs.push(dir.to_owned());
+        }
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.count()?;
+        let changes = std::mem::take(&mut inner.name_changes);
+        for change in changes {
+            if change.dir() == Some(dir) {
+                change.apply(&mut inner.durable_names);
+            } else {
+                inner.name_changes.push(change);
+            }
+        }
+        Ok(())
+    }
+
+    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
+}
+
+fn place(at: u64) -> io::Result<usize> {
+    usize::try_from(at).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+impl MemoryFile {
+    fn change(&self, change: Change) -> io::Result<()> {
+        let mut inner = self.storage.inner();
+        // A write at which the power goes may be there in part, like one that was not synced.
+        let counted = inner.count();
+        let image = inner.image(self.id);
+        if counted.is_ok() {
+            change.apply(&mut image.live);
+        }
+        image.changes.push(change);
+        counted
+    }
+
+    fn with_live<T>(&self, read: impl FnOnce(&[u8]) -> io::Result<T>) -> io::Result<T> {
+        read(&self.storage.inner().image(self.id).live)
+    }
+}
+
+impl StorageFile for MemoryFile {
+    type Map = Vec<u8>;
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.change(Change::Write { at: place(at)?, bytes: bytes.to_vec() })
+    }
+
+    fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        let at = place(at)?;
+        self.with_live(|live| {
+            let held = live.get(at..at + bytes.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+            bytes.copy_from_slice(held);
+            Ok(())
+        })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.with_live(|live| Ok(live.len() as u64))
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.change(Change::SetLen(place(len_bytes)?))
+    }
+
+    fn datasync(&self) -> io::Result<()> {
+        let mut inner = self.storage.inner();
+        let counted = inner.count();
+        let crashed = inner.crashed;
+        let image = inner.image(self.id);
+        if counted.is_ok() {
+            for change in std::mem::take(&mut image.changes) {
+                change.apply(&mut image.durable);
+            }
+        } else if !crashed {
+            image.changes.clear();
+        }
+        counted
+    }
+
+    fn punch(&self, range: ByteRange) -> io::Result<()> {
+        let (start, end) = (place(range.start())?, place(range.end())?);
+        let held = self.with_live(|live| Ok(live.len()))?;
+        let len = end.min(held).saturating_sub(start);
+        self.change(Change::Write { at: start.min(held), bytes: vec![0; len] })
+    }
+
+    fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
+        let at = place(at)?;
+        self.with_live(|live| {
+            let rest = live.get(at..).unwrap_or_default();
+            let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+            let hole = rest.chunks(HOLE_BYTES).next().is_none_or(is_zero);
+            let run = rest.chunks(HOLE_BYTES).take_while(|block| is_zero(block) == hole);
+            Ok(FileExtent { len_bytes: run.map(|block| block.len() as u64).sum(), hole })
+        })
+    }
+
+    fn map(&self, range: ByteRange) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; place(range.len())?];
+        self.read_at(&mut bytes, range.start())?;
+        Ok(bytes)
+    }
+}
