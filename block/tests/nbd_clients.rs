@@ -4,6 +4,7 @@
 mod nbd_support;
 
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -56,6 +57,19 @@ fn the_nbd_crate_reads_back_what_it_wrote() {
     let mut back = vec![0; data.len()];
     client.read_exact(&mut back).expect("a read of four buffers in one simple reply");
     assert!(back == data);
+}
+
+#[test]
+fn the_nbd_crate_is_served_over_tcp_too() {
+    let disk = MemoryDisk::sized(1 << 20);
+    let fixture = Fixture::with_disk("disk", disk.clone());
+    let mut socket = TcpStream::connect(fixture.tcp).expect("the server listens");
+    let export = nbd::client::handshake(&mut socket, b"disk").expect("an export");
+    let mut client = nbd::client::NbdClient::new(socket, &export);
+    let data = pattern(300 << 10, 4);
+    client.write_all(&data).expect("a write");
+    client.flush().expect("a flush");
+    assert!(disk.get(0, data.len()) == data);
 }
 
 #[test]

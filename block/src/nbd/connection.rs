@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::device::Device;
 use crate::engine::socket::{Parts, Stream};
-use crate::engine::{BufferPool, Event, TaskPool, sleep, spawn};
+use crate::engine::{BufferPool, Event, TaskPool, sleep};
 use crate::exports::Export;
 
 use super::commands::run;
@@ -113,8 +113,13 @@ pub(super) async fn serve<D: Device>(
         writer_done: Milestone::default(),
         done: Milestone::default(),
     });
-    spawn(write_replies(Rc::clone(&connection)));
-    spawn(watch(Rc::clone(&connection), Arc::clone(server)));
+    let started = start(write_replies(Rc::clone(&connection)))
+        && start(watch(Rc::clone(&connection), Arc::clone(server)));
+    if !started {
+        // Ends the writer, should that have been started.
+        connection.cut();
+        return Err(ConnectionError::WorkerFull);
+    }
     // A task that ended may hold its place until it has been polled to the end.
     let tasks = TaskPool::new(config.in_flight_max + 1);
     let result =
@@ -134,6 +139,11 @@ pub(super) async fn serve<D: Device>(
         Some(failure) => Err(failure),
         None => result,
     }
+}
+
+/// Starts a task of a connection; false when its worker has no room.
+fn start(task: impl Future<Output = ()> + 'static) -> bool {
+    TaskPool::new(1).try_spawn(task).is_ok()
 }
 
 /// The writer: sends what is queued, as much at once as fits.

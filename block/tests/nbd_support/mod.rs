@@ -7,6 +7,7 @@
 mod client;
 mod memory_disk;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub use memory_disk::{MemoryDisk, Shape};
 /// A server with its workers, taken down when dropped.
 pub struct Fixture {
     pub exports: Arc<ExportList<MemoryDisk>>,
+    /// The second way in.
+    pub tcp: SocketAddr,
     server: Option<Server<MemoryDisk>>,
     workers: Option<Workers>,
     folder: tempfile::TempDir,
@@ -36,14 +39,22 @@ impl Fixture {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = folder.path().join("nbd.sock");
         let listener = Listener::bind(&Address::Unix(socket)).expect("a socket in a fresh folder");
+        let any_port = "tcp:127.0.0.1:0".parse().expect("a valid address");
+        let tcp_listener = Listener::bind(&any_port).expect("a free port");
+        let Address::Tcp(tcp) = *tcp_listener.address() else { panic!("bound to TCP") };
         let exports = Arc::new(ExportList::new());
         let description = format!("the test's disk {name}");
         let export = Export { name: name.to_owned(), description, device: disk };
         exports.add(export).expect("a valid name");
         let workers =
             Workers::start("nbd-test", 2, ExecutorConfig::default()).expect("io_uring works here");
-        let server = Server::start(Arc::clone(&exports), vec![listener], &workers.handle(), config);
-        Self { exports, server: Some(server), workers: Some(workers), folder }
+        let server = Server::start(
+            Arc::clone(&exports),
+            vec![listener, tcp_listener],
+            &workers.handle(),
+            config,
+        );
+        Self { exports, tcp, server: Some(server), workers: Some(workers), folder }
     }
 
     pub fn add(&self, name: &str, description: &str, disk: Arc<MemoryDisk>) {
