@@ -149,6 +149,21 @@ fn a_kill_at_each_step_of_a_write_leaves_what_the_documentation_says() {
 }
 
 #[test]
+fn a_record_dropped_in_flight_is_read_back_by_the_next_agent() {
+    let dir = tmpfs_dir();
+    let path = dir.path().join("ring");
+    let ring = create(&path, &small()).expect("a new ring");
+    drop(push(&ring, 512, 4096, 1).expect("room"));
+    push(&ring, 8192, 100, 1).expect("room").commit();
+    let mut consumer = ring.consumer().expect("nobody has the role");
+    assert!(matches!(consumer.next(), Next::InFlight), "nobody knows whether it took effect");
+    drop((consumer, ring));
+    let (_, recovery) = open(&path, &small()).expect("opens");
+    assert_eq!(recovery.in_flight, [ByteRange::new(512, 4096).expect("fits")]);
+    assert_eq!(recovery.kept, 1);
+}
+
+#[test]
 fn flags_and_bounds_outlive_the_agent() {
     let dir = tmpfs_dir();
     let path = dir.path().join("ring");

@@ -113,7 +113,7 @@ fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
 
 #[test]
 fn two_producers_and_the_consumer_share_slots_without_a_race() {
-    check(2, || {
+    check(3, || {
         let ring = Arc::new(Model::new(2));
         let producers = [Outcome::Committed, Outcome::Void].map(|outcome| {
             let ring = Arc::clone(&ring);
@@ -143,7 +143,7 @@ fn two_producers_and_the_consumer_share_slots_without_a_race() {
 
 #[test]
 fn records_wrap_around_in_order() {
-    check(3, || {
+    check(4, || {
         let ring = Arc::new(Model::new(2));
         let producer = {
             let ring = Arc::clone(&ring);
@@ -176,7 +176,7 @@ fn records_wrap_around_in_order() {
 #[test]
 fn a_producer_that_stops_anywhere_keeps_no_other_from_pushing() {
     for filled in [false, true] {
-        check(3, move || {
+        check(4, move || {
             let ring = Arc::new(Model::new(2));
             let stopped = {
                 let ring = Arc::clone(&ring);
@@ -200,7 +200,7 @@ fn a_producer_that_stops_anywhere_keeps_no_other_from_pushing() {
 
 #[test]
 fn numbers_and_times_rise_with_tickets_whoever_raises_them() {
-    check(2, || {
+    check(3, || {
         let ring = Arc::new(Model::new(4));
         let other = {
             let ring = Arc::clone(&ring);
@@ -227,7 +227,7 @@ fn numbers_and_times_rise_with_tickets_whoever_raises_them() {
 
 #[test]
 fn no_page_has_two_owners() {
-    check(3, || {
+    check(4, || {
         let words = vec![AtomicU64::new(u64::MAX << 3)].into_boxed_slice();
         let pages = Arc::new(Pages::new(words));
         let cells: Arc<Vec<_>> = Arc::new((0..3).map(|_| UnsafeCell::new(0)).collect());
@@ -274,7 +274,7 @@ impl Parking<AtomicU32> for ModelFutex {
 /// A wake-up that is lost leaves the consumer asleep for good, which loom calls a deadlock.
 #[test]
 fn no_wakeup_is_lost() {
-    check(3, || {
+    check(4, || {
         let ring = Arc::new(Model::new(2));
         let futex = Arc::new(ModelFutex { lock: Mutex::new(()), woken: Condvar::new() });
         let producer = {
