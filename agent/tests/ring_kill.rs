@@ -117,6 +117,8 @@ fn kill_after(dir: &Path, pause: Duration) {
         said.push(byte[0]);
     }
     thread::sleep(pause);
+    let live = dump::read(&dir.join("ring")).expect("a ring");
+    assert!(live.entries.iter().all(|entry| entry.damage.is_none()), "in use: {live:?}");
     let status = child.try_wait().expect("a child");
     assert!(status.is_none(), "it ended by itself: {}", String::from_utf8_lossy(&said));
     child.kill().expect("it runs");
