@@ -17,7 +17,7 @@ use tidemark_wire::{Seq, WallMicros};
 
 const NO_LIMIT: Seq = Seq(1 << 40);
 
-/// The words of a ring, and for each slot a cell that loom checks for races.
+/// The words of a ring, one page, and for each slot a cell that loom checks for races.
 struct Model {
     tail: AtomicU64,
     head: AtomicU64,
@@ -25,6 +25,7 @@ struct Model {
     last_time: AtomicU64,
     stamps: Vec<AtomicU64>,
     slots: Vec<UnsafeCell<u64>>,
+    pages: Pages<AtomicU64>,
     wanted: AtomicU64,
     sleeping: AtomicU32,
 }
@@ -39,6 +40,7 @@ impl Model {
             last_time: AtomicU64::new(0),
             stamps: (0..slots).map(free).collect(),
             slots: (0..slots).map(|_| UnsafeCell::new(0)).collect(),
+            pages: Pages::new(vec![AtomicU64::new(u64::MAX << 1)].into()),
             wanted: AtomicU64::new(0),
             sleeping: AtomicU32::new(AWAKE),
         }
@@ -72,7 +74,7 @@ impl Model {
         let slot = self.order().slot(ticket);
         // SAFETY: a finished ticket belongs to the consumer; loom panics if it does not.
         let value = self.slots[slot].with(|cell| unsafe { *cell });
-        self.order().release(ticket);
+        self.order().release(ticket, None, &self.pages);
         Ok((found == Found::Committed).then_some(value))
     }
 }
@@ -248,6 +250,39 @@ fn no_page_has_two_owners() {
             thread.join().expect("no panic");
         }
         assert_eq!(pages.used(), 61);
+    });
+}
+
+/// What a kill, or the independent reader, may find at any instant: a thread that only looks
+/// never sees a committed stamp over the bytes of another record.
+#[test]
+fn no_committed_stamp_stands_over_anothers_page() {
+    check(4, || {
+        let ring = Arc::new(Model::new(2));
+        let page = Arc::new(AtomicU64::new(0));
+        let run = ring.pages.allocate(1, 0).expect("one page");
+        page.store(1, Ordering::Release);
+        let first = ring.push(1).expect("room").ticket;
+        ring.order().finish(first, Outcome::Committed);
+        let consumer = {
+            let ring = Arc::clone(&ring);
+            thread::spawn(move || ring.order().release(first, Some(run), &ring.pages))
+        };
+        let producer = {
+            let (ring, page) = (Arc::clone(&ring), Arc::clone(&page));
+            thread::spawn(move || {
+                if ring.pages.allocate(1, 0).is_some() {
+                    page.store(2, Ordering::Release);
+                }
+            })
+        };
+        let before = ring.order().find(first);
+        let bytes = page.load(Ordering::Acquire);
+        if before == Found::Committed && ring.order().find(first) == Found::Committed {
+            assert_eq!(bytes, 1);
+        }
+        consumer.join().expect("no panic");
+        producer.join().expect("no panic");
     });
 }
 
