@@ -1,5 +1,7 @@
 //! The ring's file: what is refused and why, and what a kill at each step leaves behind.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 mod ring_support;
 
 use std::os::unix::fs::FileExt;

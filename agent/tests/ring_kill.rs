@@ -2,6 +2,8 @@
 //! After each kill the independent reader and the recovery have to agree with a witness file in
 //! which the process noted what it had committed.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 mod ring_support;
 
 use std::fs::{File, OpenOptions};

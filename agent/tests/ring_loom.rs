@@ -3,6 +3,8 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p tidemark-agent --test ring_loom --release`, with a
 //! target folder of its own.
+
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
 #![cfg(loom)]
 
 use loom::cell::UnsafeCell;

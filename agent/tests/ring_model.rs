@@ -1,5 +1,7 @@
 //! The ring against a model of it, step by step on one thread, and what a kill then leaves.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 mod ring_support;
 
 use std::collections::VecDeque;
@@ -187,7 +189,7 @@ impl Pair {
         let starts: Vec<_> = recovery.in_flight.iter().map(|range| range.start()).collect();
         let writes = of(ModelState::InFlight).filter(|r| !r.payload.is_empty());
         assert_eq!(starts, writes.map(|r| r.offset).collect::<Vec<_>>());
-        assert_eq!(ring.used().pages_used, self.records.iter().map(|r| r.pages).sum());
+        assert_eq!(ring.used().pages_used, self.records.iter().map(|r| r.pages).sum::<u32>());
         assert_eq!(ring.used().slots_used as usize, self.records.len());
         assert_eq!(ring.next_seq(), Seq(self.next_seq));
         ring.settle(recovery);

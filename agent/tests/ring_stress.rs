@@ -1,6 +1,8 @@
 //! Many threads on one ring: every record arrives once, in order, with its own bytes; and who
 //! stops in the middle holds up nobody else until the ring is full.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 mod ring_support;
 
 use std::sync::Arc;
