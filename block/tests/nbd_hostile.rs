@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nbd_support::{Client, Fixture, MemoryDisk, Shape, cmd, err, flag, opt, pattern, wait_for};
+use tidemark_block::engine::ExecutorConfig;
 use tidemark_block::nbd::ServerConfig;
 
 const MIB: u64 = 1 << 20;
@@ -275,6 +276,29 @@ fn connections_are_bounded() {
     drop(first);
     fixture.wait_for("a free place", |stats| stats.connections_open == 1);
     fixture.connect();
+}
+
+#[test]
+fn workers_without_room_turn_clients_away_and_go_on() {
+    let executors = ExecutorConfig { tasks_max: 6, ..ExecutorConfig::default() };
+    let config = ServerConfig::default();
+    let disk = MemoryDisk::sized(MIB);
+    let fixture = Fixture::with_executors("disk", disk, config, executors);
+    let mut first = fixture.connect().flags().go("disk", true);
+    let mut second = fixture.connect().flags().go("disk", true);
+    let mut third = fixture.connect().flags().go("disk", true);
+    assert!(third.is_cut_off());
+    for client in [&mut first, &mut second] {
+        for cookie in 0..64 {
+            client.request(flag::NONE, cmd::READ, cookie, 0, 4096);
+        }
+        for _ in 0..64 {
+            assert!(client.chunk().done);
+        }
+    }
+    drop(second);
+    fixture.wait_for("room", |stats| stats.connections_open == 1);
+    fixture.connect().flags().go("disk", true).request(flag::NONE, cmd::DISC, 0, 0, 0);
 }
 
 #[test]
