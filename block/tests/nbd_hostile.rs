@@ -324,6 +324,8 @@ fn a_stop_answers_what_is_in_flight_and_refuses_what_comes() {
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert_eq!(disk.get(0, 4096), vec![7; 4096]);
     assert!(!fixture.socket().exists(), "the socket's file is gone");
+    fixture.exports.remove("disk").expect("it is there");
+    assert_eq!(Arc::strong_count(&disk), 1, "nobody holds the disk any more");
 }
 
 #[test]
