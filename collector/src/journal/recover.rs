@@ -25,6 +25,7 @@ use ring::digest::{Context, SHA256};
 use tidemark_wire::{RecordKind, Seq};
 use zerocopy::IntoBytes;
 
+use super::files::Files;
 use super::format::{HEADER_BYTES, MarkEntry, SegmentHeader, SegmentTrailer};
 use super::index::MemoryIndex;
 use super::scan::{Scan, Stop};
@@ -80,6 +81,7 @@ impl SegmentName {
 
 struct Recovery<'a, S: Storage> {
     storage: &'a S,
+    files: &'a Arc<Files<S>>,
     dir: &'a Path,
     identity: &'a JournalIdentity,
     opened: Opened<S>,
@@ -91,6 +93,7 @@ struct Recovery<'a, S: Storage> {
 /// `Io`, `Foreign` or `Version`; damage is in the report.
 pub(crate) fn open<S: Storage>(
     storage: &S,
+    files: &Arc<Files<S>>,
     dir: &Path,
     identity: &JournalIdentity,
 ) -> Result<Opened<S>, JournalError> {
@@ -107,7 +110,7 @@ pub(crate) fn open<S: Storage>(
         unreadable: Vec::new(),
         report,
     };
-    let mut recovery = Recovery { storage, dir, identity, opened };
+    let mut recovery = Recovery { storage, files, dir, identity, opened };
     for (at, name) in names.iter().enumerate() {
         recovery.take(*name, at + 1 == names.len())?;
     }
@@ -176,7 +179,7 @@ impl<S: Storage> Recovery<'_, S> {
         self.opened.chain = trailer.chain;
         self.opened.report.records += trailer.record_count.get();
         self.opened.report.durable = Seq(trailer.last_seq.get());
-        let segment = Segment::new_sealed(file, path.to_owned(), trailer);
+        let segment = Segment::new_sealed(self.files, path.to_owned(), trailer);
         self.opened.segments.push(Arc::new(segment));
         Ok(())
     }
@@ -253,10 +256,13 @@ impl<S: Storage> Recovery<'_, S> {
         index.marks().iter().for_each(|mark| self.opened.apply_mark(mark));
         self.opened.report.records += extremes.records;
         self.opened.report.durable = extremes.last_seq;
-        let segment = Arc::new(Segment::new_open(file, path.to_owned(), name.first_seq, index));
+        let (file, first_seq) = (Arc::new(file), name.first_seq);
+        let segment =
+            Segment::new_open(self.files, Arc::clone(&file), path.to_owned(), first_seq, index);
+        let segment = Arc::new(segment);
         self.opened.segments.push(Arc::clone(&segment));
         let prev_chain = header.prev_chain;
-        self.opened.open = Some(OpenSegment { segment, digest, end, prev_chain });
+        self.opened.open = Some(OpenSegment { segment, file, digest, end, prev_chain });
         Ok(())
     }
 
