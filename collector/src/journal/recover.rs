@@ -174,8 +174,15 @@ impl<S: Storage> Recovery<'_, S> {
         }
         self.check_link(path, &header)?;
         let marks = read_marks(&file, path, &trailer)?;
-        self.begin(&header);
+        self.begin(path, &header)?;
         marks.iter().for_each(|mark| self.opened.apply_mark(mark));
+        let span = OpenSpan::from_fields(trailer.span_begin.get(), trailer.span_resync);
+        if span != self.opened.spans.open() || trailer.size_bytes.get() != self.opened.size_bytes()
+        {
+            let at = trailer.marks_at.get();
+            let detail = "they do not lead to the span and size that the trailer has";
+            return Err(Damage::new(path, Part::Marks, at, detail).into());
+        }
         self.opened.chain = trailer.chain;
         self.opened.report.records += trailer.record_count.get();
         self.opened.report.durable = Seq(trailer.last_seq.get());
@@ -198,13 +205,19 @@ impl<S: Storage> Recovery<'_, S> {
         Ok(())
     }
 
-    /// The first segment says with which size and span the journal begins.
-    fn begin(&mut self, header: &SegmentHeader) {
+    /// The first segment says with which size and span the journal begins; every later one has
+    /// to say what the segments before it led to.
+    fn begin(&mut self, path: &Path, header: &SegmentHeader) -> Result<(), JournalError> {
+        let span = OpenSpan::from_fields(header.span_begin.get(), header.span_resync);
+        let size_bytes = header.size_bytes.get();
         if self.opened.segments.is_empty() {
-            self.opened.sizes = vec![(Seq(header.prev_seq.get()), header.size_bytes.get())];
-            self.opened.spans =
-                Spans::resume(OpenSpan::from_fields(header.span_begin.get(), header.span_resync));
+            self.opened.sizes = vec![(Seq(header.prev_seq.get()), size_bytes)];
+            self.opened.spans = Spans::resume(span);
+        } else if span != self.opened.spans.open() || size_bytes != self.opened.size_bytes() {
+            let detail = "its span and size are not those with which the segment before ends";
+            return Err(Damage::new(path, Part::Chain, 0, detail).into());
         }
+        Ok(())
     }
 
     fn take_open(&mut self, name: SegmentName, path: &Path) -> Result<(), JournalError> {
@@ -252,7 +265,7 @@ impl<S: Storage> Recovery<'_, S> {
         // What the scan read may still be in the page cache only; it counts as durable from here.
         file.datasync().map_err(JournalError::io("sync", path))?;
         self.storage.sync_dir(self.dir).map_err(JournalError::io("sync", self.dir))?;
-        self.begin(&header);
+        self.begin(path, &header)?;
         index.marks().iter().for_each(|mark| self.opened.apply_mark(mark));
         self.opened.report.records += extremes.records;
         self.opened.report.durable = extremes.last_seq;
@@ -378,6 +391,10 @@ impl<S: Storage> Recovery<'_, S> {
 const COPY_BYTES: usize = 1024 * 1024;
 
 impl<S: Storage> Opened<S> {
+    fn size_bytes(&self) -> u64 {
+        self.sizes.last().map_or(0, |(_, size)| *size)
+    }
+
     fn apply_mark(&mut self, mark: &MarkEntry) {
         self.spans.apply(mark);
         self.sizes.extend(size_after(mark));

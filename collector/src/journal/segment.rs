@@ -21,8 +21,8 @@ use zerocopy::little_endian::U64;
 
 use super::files::Files;
 use super::format::{
-    HEADER_BYTES, HEADER_MAGIC, IndexEntry, MarkEntry, SEGMENT_VERSION, SegmentHeader,
-    SegmentTrailer, TRAILER_BYTES, TRAILER_MAGIC, Waypoint,
+    HEADER_BYTES, HEADER_MAGIC, IndexEntry, MarkEntry, NARROW_CELLS_MAX, SEGMENT_VERSION,
+    SegmentHeader, SegmentTrailer, TRAILER_BYTES, TRAILER_MAGIC, Waypoint,
 };
 use super::index::{Extremes, MemoryIndex, Tables, Visit, cut_marks};
 use super::scan::{RECORD_BYTES_MAX, part_of};
@@ -227,7 +227,7 @@ impl<S: Storage> Segment<S> {
                     }
                 };
                 let cut = Tables::cut(bytes, trailer)
-                    .expect("open_trailer() compared the counts with the places");
+                    .expect("read_trailer() compared the counts with the places");
                 Ok(tables(cut, argument))
             }
         }
@@ -334,7 +334,7 @@ fn trailer_extremes(trailer: &SegmentTrailer) -> Extremes {
 }
 
 fn tables_range(trailer: &SegmentTrailer) -> ByteRange {
-    let [_, _, _, end] = trailer.expected_places().expect("open_trailer() computed them before");
+    let [_, _, _, end] = trailer.expected_places().expect("read_trailer() computed them before");
     ByteRange::between(trailer.records_end.get(), end).expect("tables follow the records")
 }
 
@@ -483,10 +483,23 @@ pub(crate) fn read_trailer<F: StorageFile>(
     }
     let places = [trailer.wide_at, trailer.marks_at, trailer.waypoints_at].map(U64::get);
     let fits = trailer.expected_places().is_some_and(|expected| {
-        expected[..3] == places && expected[3] == at && trailer.records_end.get() >= HEADER_BYTES
+        expected[..3] == places && expected[3] == at && counts_hold(&trailer)
     });
-    if !fits || trailer.record_count.get() == 0 {
+    if !fits {
         return bad("its tables do not fill the file");
     }
     Ok(trailer)
+}
+
+/// The counts are ones that records of that many bytes can have; this bounds what a reader of
+/// the tables allocates.
+fn counts_hold(trailer: &SegmentTrailer) -> bool {
+    let (end, records) = (trailer.records_end.get(), trailer.record_count.get());
+    let most = end.saturating_sub(HEADER_BYTES) / size_of::<RecordHeader>() as u64;
+    end <= u64::from(u32::MAX)
+        && (1..=most).contains(&records)
+        && trailer.cells_count.get() <= records * NARROW_CELLS_MAX
+        && [trailer.wide_count, trailer.marks_count, trailer.waypoints_count]
+            .iter()
+            .all(|count| count.get() <= records)
 }

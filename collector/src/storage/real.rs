@@ -1,4 +1,7 @@
 //! Storage on the machine's file systems.
+//!
+//! A mapped page that the disk can't deliver kills the process with SIGBUS. Only indexes are
+//! mapped; records, where most bytes are, are read with calls that return the error.
 
 use std::fs::{File, OpenOptions};
 use std::io;
