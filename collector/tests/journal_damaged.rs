@@ -181,6 +181,25 @@ fn flipped_bit_in_a_payload_of_the_open_segment() {
 }
 
 #[test]
+fn flipped_bit_in_the_first_record_of_the_open_segment() {
+    let copy = Copy::new();
+    copy.flip(OPEN, HEADER_BYTES + 40);
+    let (mut journal, report) = copy.open();
+    let cut = report.cut.unwrap();
+    says(&cut, &[OPEN, "at byte 4096, after record 19", "whole records follow, record 33"]);
+    assert!(cut.kept.unwrap().exists());
+    assert!(!copy.path(OPEN).exists(), "a segment without records is removed");
+
+    let records = golden::records();
+    Batch::of(Seq(19), &records[golden::SEALED_RECORDS..]).append_to(&mut journal).unwrap();
+    journal.commit().unwrap();
+    drop(journal);
+    let (journal, report) = copy.open();
+    assert_eq!(report.cut, None);
+    copy.read(&journal, 0x26).unwrap();
+}
+
+#[test]
 fn flipped_bit_in_the_header_of_the_open_segment() {
     for at in [0, 20, 64, 100, 2000, 4090] {
         let copy = Copy::new();

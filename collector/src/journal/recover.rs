@@ -174,7 +174,7 @@ impl<S: Storage> Recovery<'_, S> {
         }
         self.check_link(path, &header)?;
         let marks = read_marks(&file, path, &trailer)?;
-        self.begin(path, &header)?;
+        self.begin(&header);
         marks.iter().for_each(|mark| self.opened.apply_mark(mark));
         let span = OpenSpan::from_fields(trailer.span_begin.get(), trailer.span_resync);
         if span != self.opened.spans.open() || trailer.size_bytes.get() != self.opened.size_bytes()
@@ -202,22 +202,20 @@ impl<S: Storage> Recovery<'_, S> {
         if header.prev_chain != self.opened.chain {
             return bad("its digest of the segment before is not that segment's".into());
         }
+        let goes_on = header_span(header) == self.opened.spans.open()
+            && header.size_bytes.get() == self.opened.size_bytes();
+        if !goes_on && !self.opened.segments.is_empty() {
+            return bad("its span and size are not those after the segment before".into());
+        }
         Ok(())
     }
 
-    /// The first segment says with which size and span the journal begins; every later one has
-    /// to say what the segments before it led to.
-    fn begin(&mut self, path: &Path, header: &SegmentHeader) -> Result<(), JournalError> {
-        let span = OpenSpan::from_fields(header.span_begin.get(), header.span_resync);
-        let size_bytes = header.size_bytes.get();
+    /// The first segment says with which size and span the journal begins.
+    fn begin(&mut self, header: &SegmentHeader) {
         if self.opened.segments.is_empty() {
-            self.opened.sizes = vec![(Seq(header.prev_seq.get()), size_bytes)];
-            self.opened.spans = Spans::resume(span);
-        } else if span != self.opened.spans.open() || size_bytes != self.opened.size_bytes() {
-            let detail = "its span and size are not those with which the segment before ends";
-            return Err(Damage::new(path, Part::Chain, 0, detail).into());
+            self.opened.sizes = vec![(Seq(header.prev_seq.get()), header.size_bytes.get())];
+            self.opened.spans = Spans::resume(header_span(header));
         }
-        Ok(())
     }
 
     fn take_open(&mut self, name: SegmentName, path: &Path) -> Result<(), JournalError> {
@@ -265,7 +263,7 @@ impl<S: Storage> Recovery<'_, S> {
         // What the scan read may still be in the page cache only; it counts as durable from here.
         file.datasync().map_err(JournalError::io("sync", path))?;
         self.storage.sync_dir(self.dir).map_err(JournalError::io("sync", self.dir))?;
-        self.begin(path, &header)?;
+        self.begin(&header);
         index.marks().iter().for_each(|mark| self.opened.apply_mark(mark));
         self.opened.report.records += extremes.records;
         self.opened.report.durable = extremes.last_seq;
@@ -399,6 +397,10 @@ impl<S: Storage> Opened<S> {
         self.spans.apply(mark);
         self.sizes.extend(size_after(mark));
     }
+}
+
+fn header_span(header: &SegmentHeader) -> Option<OpenSpan> {
+    OpenSpan::from_fields(header.span_begin.get(), header.span_resync)
 }
 
 /// The size of the volume that a mark sets.
