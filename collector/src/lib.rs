@@ -7,6 +7,7 @@
 pub mod catalog;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod error;
 pub mod export;
 pub mod ingest;

@@ -84,7 +84,7 @@ impl<S: Storage> Desk<S> {
         let id = match added {
             Ok(id) => id,
             Err(error) => {
-                blocking(move || Ok(running.stop())).await?;
+                stop(running).await?;
                 return Err(error);
             }
         };
@@ -115,7 +115,7 @@ impl<S: Storage> Desk<S> {
             return Err(Failure::not_found(format!("there is no export {id}")));
         };
         let info = live.info.clone();
-        blocking(move || Ok(live.running.stop())).await?;
+        stop(live.running).await?;
         self.sources.catalog.end_export(id, self.sources.clock.wall()).await?;
         tracing::info!(volume = info.volume, seq = info.state.seq, uri = info.uri, "export ended");
         Ok(info)
@@ -134,4 +134,12 @@ impl<S: Storage> Desk<S> {
             }
         }
     }
+}
+
+async fn stop<S: Storage>(running: Running<S>) -> Result<()> {
+    blocking(move || {
+        running.stop();
+        Ok(())
+    })
+    .await
 }
