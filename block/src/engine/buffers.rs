@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use super::lock;
 use super::wait_list::WaitList;
@@ -45,7 +45,23 @@ unsafe impl Sync for Shared {}
 
 struct State {
     free: Vec<u32>,
+    /// Buffers among the free ones that belong to tasks that were woken for them and have not
+    /// run yet. Never more than there are free ones.
+    promised: usize,
     waiting: WaitList,
+}
+
+impl State {
+    fn take_unpromised(&mut self) -> Option<u32> {
+        if self.free.len() > self.promised { self.free.pop() } else { None }
+    }
+
+    /// Promises a buffer that became free to the one who waits longest.
+    fn promise(&mut self) -> Option<Waker> {
+        let waker = self.waiting.pop();
+        self.promised += usize::from(waker.is_some());
+        waker
+    }
 }
 
 impl BufferPool {
@@ -63,7 +79,8 @@ impl BufferPool {
         let memory = unsafe { alloc_zeroed(layout) };
         let memory = NonNull::new(memory).unwrap_or_else(|| handle_alloc_error(layout));
         let last = u32::try_from(count).expect("a pool has fewer than 2^32 buffers");
-        let state = State { free: (0..last).rev().collect(), waiting: WaitList::new() };
+        let state =
+            State { free: (0..last).rev().collect(), promised: 0, waiting: WaitList::new() };
         let holders = (0..count).map(|_| AtomicU32::new(0)).collect();
         let state = Mutex::new(state);
         Self { shared: Arc::new(Shared { memory, layout, stride, len, holders, state }) }
@@ -83,7 +100,7 @@ impl BufferPool {
     /// A buffer, if there is one.
     #[must_use]
     pub fn try_take(&self) -> Option<Chunk> {
-        let index = lock(&self.shared.state).free.pop()?;
+        let index = lock(&self.shared.state).take_unpromised()?;
         Some(self.chunk(index))
     }
 
@@ -116,7 +133,7 @@ impl ChunkPool for Shared {
         let waker = {
             let mut state = lock(&self.state);
             state.free.push(buffer);
-            state.waiting.pop()
+            state.promise()
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -142,20 +159,25 @@ impl Future for Take<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Chunk> {
         let this = &mut *self;
         let mut state = lock(&this.pool.shared.state);
-        let Some(index) = state.free.pop() else {
-            state.waiting.enqueue(&mut this.ticket, cx.waker());
-            return Poll::Pending;
+        let index = match this.ticket {
+            None => state.take_unpromised(),
+            Some(ticket) if state.waiting.refresh(ticket, cx.waker()) => return Poll::Pending,
+            Some(_) => {
+                this.ticket = None;
+                state.promised -= 1;
+                state.free.pop()
+            }
         };
-        if let Some(ticket) = this.ticket.take() {
-            state.waiting.remove(ticket);
+        match index {
+            Some(index) => {
+                drop(state);
+                Poll::Ready(this.pool.chunk(index))
+            }
+            None => {
+                this.ticket = Some(state.waiting.push(cx.waker()));
+                Poll::Pending
+            }
         }
-        // One wake-up may stand for several buffers: pass it on.
-        let next = if state.free.is_empty() { None } else { state.waiting.pop() };
-        drop(state);
-        if let Some(next) = next {
-            next.wake();
-        }
-        Poll::Ready(this.pool.chunk(index))
     }
 }
 
@@ -164,12 +186,12 @@ impl Drop for Take<'_> {
         let Some(ticket) = self.ticket else { return };
         let next = {
             let mut state = lock(&self.pool.shared.state);
-            // Off the list already means that this one was woken and took nothing.
-            if state.waiting.remove(ticket) || state.free.is_empty() {
-                None
-            } else {
-                state.waiting.pop()
+            if state.waiting.remove(ticket) {
+                return;
             }
+            // Woken, but gone before it took its buffer: the next one gets it.
+            state.promised -= 1;
+            state.promise()
         };
         if let Some(next) = next {
             next.wake();

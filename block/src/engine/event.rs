@@ -12,7 +12,7 @@ use super::wait_list::WaitList;
 /// Wakes everybody who waits. The waiting begins when [`Event::wait`] is called, not when its
 /// future is first polled, so this loop misses nothing:
 ///
-/// ```ignore
+/// ```text
 /// loop {
 ///     let wait = event.wait();
 ///     if condition() { break }
@@ -37,6 +37,8 @@ impl Event {
         // Release pairs with the acquire loads in `wait` and `poll`: who sees the new round sees
         // what was done before it was announced.
         self.round.fetch_add(1, Ordering::Release);
+        // Under the lock: a waker of this engine takes the lock of its executor's queue and none
+        // besides, and never comes back here.
         while let Some(waker) = waiting.pop() {
             waker.wake();
         }
@@ -77,7 +79,11 @@ impl Future for EventWait<'_> {
             }
             return Poll::Ready(());
         }
-        waiting.enqueue(&mut this.ticket, cx.waker());
+        match this.ticket {
+            // Whoever is taken off the list finds a new round, above.
+            Some(ticket) => assert!(waiting.refresh(ticket, cx.waker()), "woken for nothing"),
+            None => this.ticket = Some(waiting.push(cx.waker())),
+        }
         Poll::Pending
     }
 }

@@ -65,6 +65,7 @@ pub(super) struct Core {
     ring: RefCell<Ring>,
     tasks: RefCell<TaskTable>,
     ready: RefCell<VecDeque<u32>>,
+    main_wake: Arc<TaskWake>,
     main_ready: Cell<bool>,
     doorbell_lost: Cell<bool>,
     /// The executor is being dropped: nothing new starts.
@@ -116,7 +117,8 @@ impl Drop for Entered {
     }
 }
 
-/// Runs futures on the thread that made it.
+/// Runs futures on the thread that made it. To be dropped outside [`Executor::block_on`]: the
+/// tasks that are left are dropped with it, on this executor.
 pub struct Executor {
     core: Rc<Core>,
     _one_thread: PhantomData<*const ()>,
@@ -129,11 +131,16 @@ impl Executor {
     /// What the kernel says when it can't make a ring: `EPERM` where io_uring is forbidden by
     /// sysctl or seccomp, `ENOMEM`, or too many open files.
     pub fn new(config: &ExecutorConfig) -> io::Result<Self> {
+        Self::over(Ring::new(config.ring_entries)?, config)
+    }
+
+    pub(super) fn over(ring: Ring, config: &ExecutorConfig) -> io::Result<Self> {
         let remote = Arc::new(Remote::new(config.tasks_max)?);
         let core = Rc::new(Core {
-            ring: RefCell::new(Ring::new(config.ring_entries)?),
+            ring: RefCell::new(ring),
             tasks: RefCell::new(TaskTable { slots: Vec::new(), free: Vec::new() }),
             ready: RefCell::new(VecDeque::with_capacity(config.tasks_max + 1)),
+            main_wake: Arc::new(TaskWake::new(MAIN_TASK, Arc::clone(&remote))),
             main_ready: Cell::new(false),
             doorbell_lost: Cell::new(true),
             closing: Cell::new(false),
@@ -151,13 +158,12 @@ impl Executor {
     /// When called on a thread that is inside `block_on` already, and when the ring fails.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let _entered = Entered::new(&self.core);
-        let wake = Arc::new(TaskWake::new(MAIN_TASK, Arc::clone(&self.core.remote)));
-        let waker = Waker::from(Arc::clone(&wake));
+        let waker = Waker::from(Arc::clone(&self.core.main_wake));
         let mut future = pin!(future);
-        waker.wake_by_ref();
+        self.core.main_ready.set(true);
         loop {
             if self.core.main_ready.take() {
-                wake.clear_queued();
+                self.core.main_wake.clear_queued();
                 let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
                 if let Poll::Ready(output) = polled {
                     return output;
@@ -269,7 +275,7 @@ impl Core {
         self.rearm_doorbell();
         let idle = |core: &Self| core.ready.borrow().is_empty() && !core.main_ready.get();
         let sleeping = self.remote.drain(idle(self), |task| self.push_ready(task));
-        // The ring can't be left while it holds completions; those may be there without a call.
+        // Completions may be there without a call, and then there is nothing to wait for.
         let wait = sleeping && !self.reap();
         if wait {
             self.enter(1);
@@ -284,7 +290,8 @@ impl Core {
             let mut tasks = self.tasks.borrow_mut();
             let slot = &mut tasks.slots[task as usize];
             slot.wake.clear_queued();
-            if matches!(slot.body, Body::Empty) {
+            // Nothing to poll: the task has ended, or its last poll panicked.
+            if matches!(slot.body, Body::Empty | Body::Running) {
                 return;
             }
             (std::mem::replace(&mut slot.body, Body::Running), slot.waker.clone())

@@ -35,12 +35,30 @@ impl AsFd for File {
 }
 
 impl File {
-    /// Reads at most `buf.len()` bytes at `offset` (in bytes); fewer only at the end of the file.
+    /// Reads at most `buf.len()` bytes at `offset` (in bytes; 0 for what has no positions).
     /// Gives the number of bytes and the buffer back.
     pub async fn read_at(&self, buf: Chunk, offset: u64) -> (io::Result<usize>, Chunk) {
-        let operation = Read { fd: self.as_fd(), buf, offset };
+        let operation = Read { fd: self.as_fd(), buf, done: 0, offset };
         let (result, operation) = Op::new(operation).await;
         (result.map(|bytes| bytes as usize), operation.buf)
+    }
+
+    /// Fills the buffer from `offset` (in bytes) on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the file ends before; otherwise the operating system's.
+    pub async fn read_exact_at(&self, buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {
+        let mut operation = Read { fd: self.as_fd(), buf, done: 0, offset };
+        while operation.done < operation.buf.len() {
+            let (result, back) = Op::new(operation).await;
+            operation = back;
+            match result {
+                Ok(0) => return (Err(ended(operation.done)), operation.buf),
+                Ok(bytes) => operation.done += bytes as usize,
+                Err(error) => return (Err(error), operation.buf),
+            }
+        }
+        (Ok(()), operation.buf)
     }
 
     /// Writes at most `buf.len()` bytes at `offset` (in bytes) and gives the number of bytes and
@@ -52,9 +70,32 @@ impl File {
         offset: u64,
         durability: Durability,
     ) -> (io::Result<usize>, Chunk) {
-        let operation = Write { fd: self.as_fd(), buf, offset, durability };
+        let operation = Write { fd: self.as_fd(), buf, done: 0, offset, durability };
         let (result, operation) = Op::new(operation).await;
         (result.map(|bytes| bytes as usize), operation.buf)
+    }
+
+    /// Writes the whole buffer, as [`File::write_at`] does with as much as fits.
+    ///
+    /// # Errors
+    /// The operating system's; how much was written is then unknown.
+    pub async fn write_all_at(
+        &self,
+        buf: Chunk,
+        offset: u64,
+        durability: Durability,
+    ) -> (io::Result<()>, Chunk) {
+        let mut operation = Write { fd: self.as_fd(), buf, done: 0, offset, durability };
+        while operation.done < operation.buf.len() {
+            let (result, back) = Op::new(operation).await;
+            operation = back;
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), operation.buf),
+                Ok(bytes) => operation.done += bytes as usize,
+                Err(error) => return (Err(error), operation.buf),
+            }
+        }
+        (Ok(()), operation.buf)
     }
 
     /// Puts everything written before this call on stable storage, with the metadata needed to
@@ -75,22 +116,30 @@ impl File {
     }
 }
 
-/// The kernel moves at most 2 GiB minus a page at a time, so a longer buffer is cut.
-fn len_u32(buf: &Chunk) -> u32 {
-    u32::try_from(buf.len()).unwrap_or(u32::MAX)
+fn ended(done: usize) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, format!("the file ends {done} bytes further on"))
+}
+
+/// Address and length of what is behind the first `done` bytes. The kernel moves at most 2 GiB
+/// minus a page at a time, so a longer rest is cut.
+fn rest_of(buf: &Chunk, done: usize) -> (*mut u8, u32) {
+    assert!(done <= buf.len(), "more bytes were moved than there are");
+    (buf.as_ptr().wrapping_add(done), u32::try_from(buf.len() - done).unwrap_or(u32::MAX))
 }
 
 struct Read<'a> {
     fd: BorrowedFd<'a>,
     buf: Chunk,
+    done: usize,
     offset: u64,
 }
 
 // SAFETY: the entry points to the memory of `buf`, which the operation holds.
 unsafe impl Operation for Read<'_> {
     fn entry(&mut self) -> squeue::Entry {
-        opcode::Read::new(types::Fd(self.fd.as_raw_fd()), self.buf.as_ptr(), len_u32(&self.buf))
-            .offset(self.offset)
+        let (start, len) = rest_of(&self.buf, self.done);
+        opcode::Read::new(types::Fd(self.fd.as_raw_fd()), start, len)
+            .offset(self.offset + self.done as u64)
             .build()
     }
 }
@@ -98,6 +147,7 @@ unsafe impl Operation for Read<'_> {
 struct Write<'a> {
     fd: BorrowedFd<'a>,
     buf: Chunk,
+    done: usize,
     offset: u64,
     durability: Durability,
 }
@@ -109,8 +159,9 @@ unsafe impl Operation for Write<'_> {
             Durability::Cached => 0,
             Durability::Stable => libc::RWF_DSYNC,
         };
-        opcode::Write::new(types::Fd(self.fd.as_raw_fd()), self.buf.as_ptr(), len_u32(&self.buf))
-            .offset(self.offset)
+        let (start, len) = rest_of(&self.buf, self.done);
+        opcode::Write::new(types::Fd(self.fd.as_raw_fd()), start, len)
+            .offset(self.offset + self.done as u64)
             .rw_flags(flags)
             .build()
     }

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::task::Waker;
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{Builder, IoUring, cqueue, opcode, squeue, types};
 
 /// `user_data` of completions that nobody waits for.
 const IGNORED: u64 = u64::MAX;
@@ -46,15 +46,28 @@ pub(super) struct Ring {
 }
 
 impl Ring {
+    /// A ring that suits one thread, or the best that an older kernel can do.
     pub(super) fn new(entries: u32) -> io::Result<Self> {
-        let uring = build(entries)?;
+        match one_thread_builder(entries).build(entries.next_power_of_two()) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Self::plain(entries),
+            other => Ok(Self::over(other.map_err(explained)?)),
+        }
+    }
+
+    /// A ring as every kernel with io_uring can make it.
+    pub(super) fn plain(entries: u32) -> io::Result<Self> {
+        let made = plain_builder(entries).build(entries.next_power_of_two());
+        Ok(Self::over(made.map_err(explained)?))
+    }
+
+    fn over(uring: IoUring) -> Self {
         let capacity = uring.params().sq_entries() as usize;
-        Ok(Self {
+        Self {
             uring,
             slots: Vec::with_capacity(capacity),
             free: Vec::with_capacity(capacity),
             enter_calls: 0,
-        })
+        }
     }
 
     /// Number of `io_uring_enter` calls so far.
@@ -70,6 +83,8 @@ impl Ring {
         }
         let id = u32::try_from(self.slots.len()).expect("fewer than 2^32 operations in flight");
         self.slots.push(Slot::Waiting(waker));
+        // The list of free places must not grow when an operation ends.
+        self.free.reserve(self.slots.capacity());
         id
     }
 
@@ -109,7 +124,12 @@ impl Ring {
         match completion.user_data() {
             IGNORED => Reaped::Silent,
             DOORBELL if cqueue::more(completion.flags()) => Reaped::Silent,
-            DOORBELL => Reaped::DoorbellLost,
+            DOORBELL => {
+                // Linux before 5.13 can't poll for more than one event.
+                let result = completion.result();
+                assert!(result >= 0, "the doorbell can't be polled: errno {}", -result);
+                Reaped::DoorbellLost
+            }
             id => {
                 let slot = usize::try_from(id).ok().and_then(|id| self.slots.get_mut(id));
                 let slot = slot.expect("the kernel completes only what was submitted");
@@ -164,24 +184,33 @@ pub(super) fn doorbell_entry(fd: RawFd) -> squeue::Entry {
     opcode::PollAdd::new(types::Fd(fd), POLL_IN).multi(true).build().user_data(DOORBELL)
 }
 
-/// Linux 6.1 knows every flag of the first attempt; older kernels get a plain ring.
-fn build(entries: u32) -> io::Result<IoUring> {
-    let entries = entries.next_power_of_two();
-    let completions = entries.saturating_mul(COMPLETIONS_PER_SUBMISSION);
-    let modern = IoUring::builder()
-        .dontfork()
-        .setup_clamp()
-        .setup_cqsize(completions)
+/// Says what to do where io_uring is switched off.
+fn explained(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::ENOSYS) => io::Error::new(
+            error.kind(),
+            format!("io_uring is not available ({error}); see sysctl kernel.io_uring_disabled"),
+        ),
+        _ => error,
+    }
+}
+
+fn plain_builder(entries: u32) -> Builder {
+    let mut builder = IoUring::builder();
+    let completions = entries.next_power_of_two().saturating_mul(COMPLETIONS_PER_SUBMISSION);
+    builder.dontfork().setup_clamp().setup_cqsize(completions);
+    builder
+}
+
+/// Linux 6.1 knows all of these: the kernel need not guard the ring against other threads, and
+/// does the work that ends an operation when this thread comes for it, not in its way.
+fn one_thread_builder(entries: u32) -> Builder {
+    let mut builder = plain_builder(entries);
+    builder
         .setup_submit_all()
         .setup_single_issuer()
         .setup_coop_taskrun()
         .setup_taskrun_flag()
-        .setup_defer_taskrun()
-        .build(entries);
-    match modern {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            IoUring::builder().dontfork().setup_clamp().setup_cqsize(completions).build(entries)
-        }
-        other => other,
-    }
+        .setup_defer_taskrun();
+    builder
 }

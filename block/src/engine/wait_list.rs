@@ -17,18 +17,23 @@ impl WaitList {
         Self { waiting: VecDeque::new(), next_ticket: 0 }
     }
 
-    /// Queues `waker` under the ticket, or at the end under a new one when there is no ticket
-    /// yet or it was woken meanwhile.
-    pub(super) fn enqueue(&mut self, ticket: &mut Option<u64>, waker: &Waker) {
-        if let Some(known) = ticket {
-            if let Some((_, old)) = self.waiting.iter_mut().find(|(other, _)| other == known) {
-                old.clone_from(waker);
-                return;
-            }
-        }
-        *ticket = Some(self.next_ticket);
-        self.waiting.push_back((self.next_ticket, waker.clone()));
+    /// Queues `waker` at the end and returns its ticket.
+    pub(super) fn push(&mut self, waker: &Waker) -> u64 {
+        let ticket = self.next_ticket;
         self.next_ticket += 1;
+        self.waiting.push_back((ticket, waker.clone()));
+        ticket
+    }
+
+    /// Replaces the waker of a ticket; false when the ticket was woken already.
+    pub(super) fn refresh(&mut self, ticket: u64, waker: &Waker) -> bool {
+        match self.waiting.iter_mut().find(|(other, _)| *other == ticket) {
+            Some((_, known)) => {
+                known.clone_from(waker);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Takes a ticket off the list; false when it was woken already.

@@ -23,7 +23,8 @@ enum Job {
     Stop,
 }
 
-/// A fixed number of threads, each with an [`Executor`].
+/// A fixed number of threads, each with an [`Executor`]. Dropped without [`Workers::shutdown`],
+/// they end by themselves when every handle is gone and every task has ended.
 pub struct Workers {
     handle: WorkersHandle,
     threads: Vec<JoinHandle<()>>,
@@ -107,7 +108,8 @@ impl WorkersHandle {
     /// without being called.
     ///
     /// Blocks while 1024 others wait in front of the worker, which takes them only while its task
-    /// table has room: keep the number of tasks below the bound of the table by other means.
+    /// table has room: keep the number of tasks below the bound of the table by other means. A
+    /// worker that blocks in front of itself waits for ever.
     pub fn spawn_on<F, Fut>(&self, worker: usize, build: F)
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -134,15 +136,12 @@ fn run(
     };
     let _ = report.send(Ok(()));
     executor.block_on(async move {
-        loop {
+        while let Some(Job::Start(build)) = jobs.recv().await {
+            // Built first: the building may start tasks, too.
+            let task = build();
             until(|core| core.has_room()).await;
-            match jobs.recv().await {
-                Some(Job::Start(build)) => {
-                    let started = current().start(Body::Boxed(build()));
-                    assert!(started.is_ok(), "there was room in the task table");
-                }
-                Some(Job::Stop) | None => break,
-            }
+            let started = current().start(Body::Boxed(task));
+            assert!(started.is_ok(), "there was room in the task table");
         }
         drop(jobs);
         until(|core| core.live_tasks() == 0).await;

@@ -13,9 +13,9 @@ use crate::range::ByteRange;
 use super::connection::{Connection, Pass};
 use super::error::{Access, Refusal};
 use super::long_read;
-use super::read_buffers::PIECE_BYTES_MAX;
+use super::pieces::PIECE_BYTES_MAX;
 use super::reply::{EXTENTS_MAX, Reply, descriptors};
-use super::request::{Command, Cookie};
+use super::request::{Cookie, Job};
 
 /// Reads from this length on are asked for holes first, where the client can be told of them.
 const HOLE_QUERY_BYTES_MIN: usize = 64 * 1024;
@@ -25,7 +25,7 @@ pub(super) enum Work<D: Device> {
     /// Writes a payload that has been received; `range` is the place it was reserved for.
     Write { payload: D::Payload, range: ByteRange, durability: Durability, answer: PartOf },
     /// Anything without a payload.
-    Command { cookie: Cookie, command: Command },
+    Job { cookie: Cookie, job: Job },
 }
 
 /// The write that a written part belongs to.
@@ -91,31 +91,26 @@ pub(super) async fn run<D: Device>(connection: Pass<D>, work: Work<D>) {
             let result = result.map_err(|error| Refusal::from_device(&error, Access::Write));
             answer.end(&connection, result).await;
         }
-        Work::Command { cookie, command } => carry_out(&connection, cookie, command).await,
+        Work::Job { cookie, job } => carry_out(&connection, cookie, job).await,
     }
 }
 
-async fn carry_out<D: Device>(connection: &Connection<D>, cookie: Cookie, command: Command) {
+async fn carry_out<D: Device>(connection: &Connection<D>, cookie: Cookie, job: Job) {
     let device = &connection.device;
-    let (result, access) = match command {
-        Command::Read { range, whole } => return read(connection, cookie, range, whole).await,
-        Command::BlockStatus { range, one } => {
+    let (result, access) = match job {
+        Job::Read { range, whole } => return read(connection, cookie, range, whole).await,
+        Job::BlockStatus { range, one } => {
             return block_status(connection, cookie, range, one).await;
         }
-        Command::Flush => (device.flush().await, Access::Write),
-        Command::Trim { range, .. } | Command::WriteZeroes { range, .. } if range.is_empty() => {
+        Job::Flush => (device.flush().await, Access::Write),
+        Job::Trim { range, .. } | Job::WriteZeroes { range, .. } if range.is_empty() => {
             (Ok(()), Access::Write)
         }
-        Command::Trim { range, durability } => {
-            (device.trim(range, durability).await, Access::Write)
-        }
-        Command::WriteZeroes { range, options } => {
+        Job::Trim { range, durability } => (device.trim(range, durability).await, Access::Write),
+        Job::WriteZeroes { range, options } => {
             (device.write_zeroes(range, options).await, zeroing(options))
         }
-        Command::Cache { range } => (device.cache(range).await, Access::Read),
-        Command::Write { .. } | Command::Disconnect => {
-            unreachable!("the reader handles these itself")
-        }
+        Job::Cache { range } => (device.cache(range).await, Access::Read),
     };
     let result = result.map_err(|error| Refusal::from_device(&error, access));
     answer(connection, cookie, result).await;
@@ -175,7 +170,7 @@ async fn read<D: Device>(
         let buffer = connection.buffers.take(len).await;
         match connection.device.read(range.start(), buffer).await {
             Ok(data) => {
-                connection.counters.count_read(len);
+                connection.counters().count_read(len);
                 let reply = if connection.negotiated.structured {
                     Reply::Data { cookie, offset: range.start(), data, last: true }
                 } else {

@@ -9,22 +9,23 @@ use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::device::Device;
 use crate::engine::socket::{Parts, Stream};
-use crate::engine::{BufferPool, Event, TaskPool, sleep, spawn};
+use crate::engine::{BufferPool, Event, TaskPool, sleep};
 use crate::exports::Export;
 
 use super::commands::run;
-use super::error::ConnectionError;
+use super::error::{ConnectionError, Violation};
 use super::gate::Gate;
 use super::inbox::socket_error;
-use super::race::race;
+use super::race::{First, race};
 use super::read_buffers::ReadBuffers;
 use super::reader::Reader;
 use super::reply_queue::{HEADS_BYTES, ReplyQueue};
 use super::request::Negotiated;
-use super::server::Shared;
+use super::server::{OpenConnection, Shared};
 use super::stats::Counters;
 
 /// See the module's text.
@@ -35,13 +36,21 @@ pub(super) struct Connection<D> {
     pub(super) replies: ReplyQueue,
     pub(super) buffers: ReadBuffers,
     pub(super) gate: Gate,
-    pub(super) counters: Arc<Counters>,
+    pub(super) payload_watch: PayloadWatch,
     /// New requests are answered with "shutting down".
     pub(super) stopping: Cell<bool>,
     /// The first failure outside the reader.
     failure: RefCell<Option<ConnectionError>>,
     writer_done: Milestone,
     done: Milestone,
+    /// Last, so that the server counts the connection as open until the disk is let go.
+    place: OpenConnection<D>,
+}
+
+impl<D> Connection<D> {
+    pub(super) fn counters(&self) -> &Counters {
+        &self.place.server.counters
+    }
 }
 
 impl<D: Device> Connection<D> {
@@ -94,8 +103,9 @@ pub(super) async fn serve<D: Device>(
     stream: Stream,
     export: Export<D>,
     negotiated: Negotiated,
-    server: &Arc<Shared<D>>,
+    place: OpenConnection<D>,
 ) -> Result<(), ConnectionError> {
+    let server = Arc::clone(&place.server);
     let config = &server.config;
     let connection = Rc::new(Connection {
         stream,
@@ -104,14 +114,20 @@ pub(super) async fn serve<D: Device>(
         replies: ReplyQueue::new(config.in_flight_max),
         buffers: ReadBuffers::new(config.in_flight_max, config.payload_bytes_in_flight_max),
         gate: Gate::new(config.in_flight_max, config.payload_bytes_in_flight_max),
-        counters: Arc::clone(&server.counters),
+        payload_watch: PayloadWatch::default(),
         stopping: Cell::new(false),
         failure: RefCell::new(None),
         writer_done: Milestone::default(),
         done: Milestone::default(),
+        place,
     });
-    spawn(write_replies(Rc::clone(&connection)));
-    spawn(watch_for_stop(Rc::clone(&connection), Arc::clone(server)));
+    let started = start(write_replies(Rc::clone(&connection)))
+        && start(watch(Rc::clone(&connection), Arc::clone(&server)));
+    if !started {
+        // Ends the writer, should that have been started.
+        connection.cut();
+        return Err(ConnectionError::WorkerFull);
+    }
     // A task that ended may hold its place until it has been polled to the end.
     let tasks = TaskPool::new(config.in_flight_max + 1);
     let result =
@@ -133,6 +149,11 @@ pub(super) async fn serve<D: Device>(
     }
 }
 
+/// Starts a task of a connection; false when its worker has no room.
+fn start(task: impl Future<Output = ()> + 'static) -> bool {
+    TaskPool::new(1).try_spawn(task).is_ok()
+}
+
 /// The writer: sends what is queued, as much at once as fits.
 async fn write_replies<D: Device>(connection: Rc<Connection<D>>) {
     let heads = BufferPool::new(1, HEADS_BYTES);
@@ -150,11 +171,23 @@ async fn write_replies<D: Device>(connection: Rc<Connection<D>>) {
     connection.writer_done.reach();
 }
 
-/// Lets the requests in flight end when the server stops, for a bounded time, and then hangs up.
-async fn watch_for_stop<D: Device>(connection: Rc<Connection<D>>, server: Arc<Shared<D>>) {
-    race(connection.done.reached(), server.stopping()).await;
-    if connection.done.is_reached() {
-        return;
+/// Watches from outside the flow of requests: cuts a client that leaves a payload unfinished, and
+/// when the server stops lets the requests in flight end, for a bounded time, and hangs up.
+async fn watch<D: Device>(connection: Rc<Connection<D>>, server: Arc<Shared<D>>) {
+    let payload_seconds = server.config.payload_seconds_max;
+    loop {
+        let payload = connection.payload_watch.current();
+        let end = race(connection.done.reached(), server.stopping());
+        match race(end, sleep(Duration::from_secs(payload_seconds))).await {
+            First::Left(First::Left(())) => return,
+            First::Left(First::Right(())) => break,
+            First::Right(()) if payload.is_some() => {
+                if connection.payload_watch.current() == payload {
+                    connection.fail(Violation::PayloadStalled(payload_seconds).into());
+                }
+            }
+            First::Right(()) => {}
+        }
     }
     connection.stopping.set(true);
     let settled = async {
@@ -163,6 +196,30 @@ async fn watch_for_stop<D: Device>(connection: Rc<Connection<D>>, server: Arc<Sh
     };
     race(settled, sleep(server.config.stop_duration_max())).await;
     connection.cut();
+}
+
+/// Tells whether the payload being received is still the same. Costs a write's path two stores,
+/// where a timer for each payload would cost an operation of the ring.
+#[derive(Default)]
+pub(super) struct PayloadWatch {
+    begun: Cell<u64>,
+    is_open: Cell<bool>,
+}
+
+impl PayloadWatch {
+    pub(super) fn begin(&self) {
+        self.begun.set(self.begun.get() + 1);
+        self.is_open.set(true);
+    }
+
+    pub(super) fn end(&self) {
+        self.is_open.set(false);
+    }
+
+    /// Number of the payload being received, if any.
+    fn current(&self) -> Option<u64> {
+        self.is_open.get().then(|| self.begun.get())
+    }
 }
 
 /// Something that happens once and stays so, on one thread.

@@ -10,7 +10,7 @@ use crate::range::ByteRange;
 use super::commands::refuse;
 use super::connection::Connection;
 use super::error::{Access, ConnectionError, Refusal};
-use super::read_buffers::PIECE_BYTES_MAX;
+use super::pieces::{cut, cut_piece};
 use super::reply::{EXTENTS_MAX, Reply};
 use super::reply_queue::Turn;
 use super::request::Cookie;
@@ -34,7 +34,7 @@ pub(super) async fn in_chunks<D: Device>(
             extents.push(StatusExtent { len_bytes: left.len(), hole: false, zero: false });
         }
         for extent in &extents {
-            let (part, rest) = split(left, extent.len_bytes);
+            let (part, rest) = cut(left, extent.len_bytes);
             if part.is_empty() {
                 continue;
             }
@@ -61,13 +61,13 @@ async fn send_data<D: Device>(
 ) -> bool {
     let mut left = range;
     while !left.is_empty() {
-        let (piece, rest) = split(left, PIECE_BYTES_MAX as u64);
+        let (piece, len, rest) = cut_piece(left);
         left = rest;
-        let buffer = connection.buffers.take(len_of(piece)).await;
+        let buffer = connection.buffers.take(len).await;
         let offset = piece.start();
         match connection.device.read(offset, buffer).await {
             Ok(data) => {
-                connection.counters.count_read(data.len());
+                connection.counters().count_read(data.len());
                 let last = ends_reply && left.is_empty();
                 if !connection.replies.push(Reply::Data { cookie, offset, data, last }).await {
                     return false;
@@ -90,8 +90,8 @@ pub(super) async fn in_one_reply<D: Device>(
     cookie: Cookie,
     range: ByteRange,
 ) {
-    let (piece, rest) = split(range, PIECE_BYTES_MAX as u64);
-    let buffer = connection.buffers.take(len_of(piece)).await;
+    let (piece, len, rest) = cut_piece(range);
+    let buffer = connection.buffers.take(len).await;
     let first = match connection.device.read(piece.start(), buffer).await {
         Ok(data) => data,
         Err(error) => {
@@ -104,7 +104,7 @@ pub(super) async fn in_one_reply<D: Device>(
     let payload_bytes = u32::try_from(range.len()).expect("reads are limited to 32 MiB");
     let structured_at = structured.then_some(range.start());
     turn.push(Reply::StreamHead { cookie, payload_bytes, structured_at });
-    connection.counters.count_read(first.len());
+    connection.counters().count_read(first.len());
     turn.push(Reply::StreamPiece { data: first });
     let failed = send_rest(connection, &turn, rest).await;
     match failed {
@@ -130,9 +130,9 @@ async fn send_rest<D: Device>(
     let mut failed = None;
     let mut left = range;
     while !left.is_empty() {
-        let (piece, rest) = split(left, PIECE_BYTES_MAX as u64);
+        let (piece, len, rest) = cut_piece(left);
         left = rest;
-        let buffer = connection.buffers.take_in_turn(len_of(piece)).await;
+        let buffer = connection.buffers.take_in_turn(len).await;
         let data = if failed.is_some() {
             zeroed(buffer)
         } else {
@@ -140,12 +140,12 @@ async fn send_rest<D: Device>(
                 Ok(data) => data,
                 Err(error) if connection.negotiated.structured => {
                     failed = Some((piece.start(), error));
-                    zeroed(connection.buffers.take_in_turn(len_of(piece)).await)
+                    zeroed(connection.buffers.take_in_turn(len).await)
                 }
                 Err(error) => return Some((piece.start(), error)),
             }
         };
-        connection.counters.count_read(data.len());
+        connection.counters().count_read(data.len());
         if !turn.push(Reply::StreamPiece { data }) {
             return failed;
         }
@@ -156,16 +156,4 @@ async fn send_rest<D: Device>(
 fn zeroed(mut chunk: Chunk) -> Chunk {
     chunk.as_mut_slice().fill(0);
     chunk
-}
-
-fn len_of(piece: ByteRange) -> usize {
-    usize::try_from(piece.len()).expect("pieces have at most 256 KiB")
-}
-
-/// The first bytes of a range, at most `len`, and the rest.
-fn split(range: ByteRange, len: u64) -> (ByteRange, ByteRange) {
-    let middle = range.start().saturating_add(len).min(range.end());
-    let front = ByteRange::between(range.start(), middle);
-    let rest = ByteRange::between(middle, range.end());
-    (front.expect("the middle is not before"), rest.expect("the middle is not behind"))
 }

@@ -15,6 +15,7 @@ use super::commands::{JointWrite, PartOf, Work, refuse};
 use super::connection::{Connection, Pass};
 use super::error::{Access, ConnectionError, ErrorCode, Refusal};
 use super::inbox::Inbox;
+use super::pieces::cut;
 use super::reply::Reply;
 use super::request::{Command, Cookie, Request};
 
@@ -45,7 +46,7 @@ where
             let Some(request) = self.inbox.request(&self.connection.stream).await? else {
                 return Ok(());
             };
-            self.connection.counters.count_request();
+            self.connection.counters().count_request();
             let geometry = self.connection.device.geometry();
             let checked = match request.check(&geometry, self.connection.negotiated) {
                 Ok(command) if self.connection.stopping.get() => match command {
@@ -59,9 +60,9 @@ where
                 Ok(Command::Write { range, durability }) => {
                     self.receive_write(request.cookie, range, durability).await?;
                 }
-                Ok(command) => {
+                Ok(Command::Job(job)) => {
                     let pass = Pass::new(self.connection, 0);
-                    self.start(pass, Work::Command { cookie: request.cookie, command }).await;
+                    self.start(pass, Work::Job { cookie: request.cookie, job }).await;
                 }
                 Err(refusal) => self.refuse(&request, refusal).await?,
             }
@@ -96,14 +97,17 @@ where
                 Err(error) => {
                     let refusal = Refusal::from_device(&error, Access::Write);
                     self.discard(left.len()).await?;
-                    return self.end_write(cookie, joint, Err(refusal)).await;
+                    self.end_write(cookie, joint, Err(refusal)).await;
+                    return Ok(());
                 }
             };
             let bytes = payload.bytes_mut().len();
             assert!((1..=bytes_max).contains(&bytes), "{bytes} bytes reserved for {left}");
+            self.connection.payload_watch.begin();
             let payload = self.inbox.payload(&self.connection.stream, payload).await?;
-            self.connection.counters.count_written(bytes);
-            let (part, rest) = split(left, bytes);
+            self.connection.payload_watch.end();
+            self.connection.counters().count_written(bytes);
+            let (part, rest) = cut(left, bytes as u64);
             if joint.is_none() && !rest.is_empty() {
                 joint = Some(JointWrite::new(cookie));
             }
@@ -115,10 +119,10 @@ where
             let pass = Pass::new(self.connection, bytes);
             self.start(pass, Work::Write { payload, range: part, durability, answer }).await;
         }
-        match joint {
-            Some(_) => self.end_write(cookie, joint, Ok(())).await,
-            None => Ok(()),
+        if joint.is_some() {
+            self.end_write(cookie, joint, Ok(())).await;
         }
+        Ok(())
     }
 
     /// Ends the reader's own part of a write.
@@ -127,13 +131,12 @@ where
         cookie: Cookie,
         joint: Option<Rc<JointWrite>>,
         result: Result<(), Refusal>,
-    ) -> Result<(), ConnectionError> {
+    ) {
         let answer = match joint {
             None => PartOf::Alone(cookie),
             Some(joint) => PartOf::Joint(joint),
         };
         answer.end(self.connection, result).await;
-        Ok(())
     }
 
     async fn discard(&mut self, payload_bytes: u64) -> Result<(), ConnectionError> {
@@ -146,12 +149,4 @@ where
             task.await;
         }
     }
-}
-
-/// The first `bytes` of a range, and the rest.
-fn split(range: ByteRange, bytes: usize) -> (ByteRange, ByteRange) {
-    let middle = range.start() + bytes as u64;
-    let front = ByteRange::between(range.start(), middle);
-    let rest = ByteRange::between(middle, range.end());
-    (front.expect("a length is not negative"), rest.expect("no more was reserved than asked for"))
 }

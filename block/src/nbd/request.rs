@@ -38,16 +38,22 @@ pub(super) struct Negotiated {
 /// A request that may be carried out on the disk it was checked against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
+    /// Its payload follows on the socket.
+    Write { range: ByteRange, durability: Durability },
+    /// The client leaves.
+    Disconnect,
+    /// Anything that needs nothing more from the socket.
+    Job(Job),
+}
+
+/// A command that a request task carries out by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Job {
     /// `whole`: one content chunk only.
     Read {
         range: ByteRange,
         whole: bool,
     },
-    Write {
-        range: ByteRange,
-        durability: Durability,
-    },
-    Disconnect,
     Flush,
     Trim {
         range: ByteRange,
@@ -112,36 +118,43 @@ impl Request {
         negotiated: Negotiated,
     ) -> Result<Command, Refusal> {
         self.check_flags(geometry, negotiated)?;
-        let durability = self.durability();
+        match self.command {
+            command::DISCONNECT => Ok(Command::Disconnect),
+            command::WRITE => {
+                let range = self.writable_range(geometry, Access::Write)?;
+                Ok(Command::Write { range, durability: self.durability() })
+            }
+            _ => self.check_job(geometry, negotiated).map(Command::Job),
+        }
+    }
+
+    /// Zeroing may be longer than the largest block size: the kernel's client does not know that
+    /// size, and nothing is sent for the zeroes.
+    fn check_job(&self, geometry: &Geometry, negotiated: Negotiated) -> Result<Job, Refusal> {
         match self.command {
             command::READ => {
                 let whole = !negotiated.structured || self.has(command_flag::DF);
                 self.check_read_length(whole && negotiated.structured)?;
-                Ok(Command::Read { range: self.range(geometry, Access::Read)?, whole })
+                Ok(Job::Read { range: self.range(geometry, Access::Read)?, whole })
             }
-            command::WRITE => {
-                let range = self.writable_range(geometry, Access::Write)?;
-                Ok(Command::Write { range, durability })
-            }
-            command::DISCONNECT => Ok(Command::Disconnect),
             command::FLUSH if self.offset != 0 || self.len != 0 => {
                 Err(Refusal::new(ErrorCode::Invalid, "a flush has neither offset nor length"))
             }
-            command::FLUSH => Ok(Command::Flush),
+            command::FLUSH => Ok(Job::Flush),
             command::TRIM => {
                 // It needs no space, so a place beyond the end is a mistake, as it is for a read.
                 let range = self.writable_range(geometry, Access::Read)?;
-                Ok(Command::Trim { range, durability })
+                Ok(Job::Trim { range, durability: self.durability() })
             }
-            command::CACHE => Ok(Command::Cache { range: self.range(geometry, Access::Read)? }),
+            command::CACHE => Ok(Job::Cache { range: self.range(geometry, Access::Read)? }),
             command::WRITE_ZEROES => {
                 let options = ZeroOptions {
                     no_hole: self.has(command_flag::NO_HOLE),
                     fast: self.has(command_flag::FAST_ZERO),
-                    durability,
+                    durability: self.durability(),
                 };
                 let range = self.writable_range(geometry, Access::Write)?;
-                Ok(Command::WriteZeroes { range, options })
+                Ok(Job::WriteZeroes { range, options })
             }
             command::BLOCK_STATUS if !negotiated.allocation => Err(Refusal::new(
                 ErrorCode::Invalid,
@@ -151,7 +164,7 @@ impl Request {
             command::BLOCK_STATUS if self.len == 0 => {
                 Err(Refusal::new(ErrorCode::Invalid, "block status of no bytes"))
             }
-            command::BLOCK_STATUS => Ok(Command::BlockStatus {
+            command::BLOCK_STATUS => Ok(Job::BlockStatus {
                 range: self.range(geometry, Access::Read)?,
                 one: self.has(command_flag::REQ_ONE),
             }),

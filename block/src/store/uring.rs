@@ -23,7 +23,7 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 pub struct UringStore {
     file: File,
     /// Holds the lock; the same open file as `file`.
-    _locked: Flock<std::fs::File>,
+    locked: Flock<std::fs::File>,
     geometry: StoreGeometry,
     direct: bool,
     block_device: bool,
@@ -41,7 +41,7 @@ impl UringStore {
             what: "copying its descriptor",
             source,
         })?;
-        Ok(Self { file: again.into(), _locked: file, geometry, direct, block_device })
+        Ok(Self { file: again.into(), locked: file, geometry, direct, block_device })
     }
 
     /// True when reads and writes go past the page cache.
@@ -56,18 +56,8 @@ impl Store for UringStore {
         self.geometry
     }
 
-    async fn read_at(&self, mut buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {
-        let wanted = buf.len();
-        let (result, back) = self.file.read_at(buf, offset).await;
-        buf = back;
-        let result = result.and_then(|bytes| match bytes {
-            bytes if bytes == wanted => Ok(()),
-            bytes => Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                format!("read {bytes} of {wanted} bytes"),
-            )),
-        });
-        (result, buf)
+    async fn read_at(&self, buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {
+        self.file.read_exact_at(buf, offset).await
     }
 
     async fn write_at(
@@ -76,16 +66,7 @@ impl Store for UringStore {
         offset: u64,
         durability: Durability,
     ) -> (io::Result<()>, Chunk) {
-        let wanted = buf.len();
-        let (result, buf) = self.file.write_at(buf, offset, durability).await;
-        let result = result.and_then(|bytes| match bytes {
-            bytes if bytes == wanted => Ok(()),
-            bytes => Err(io::Error::new(
-                io::ErrorKind::WriteZero,
-                format!("wrote {bytes} of {wanted} bytes"),
-            )),
-        });
-        (result, buf)
+        self.file.write_all_at(buf, offset, durability).await
     }
 
     async fn sync(&self) -> io::Result<()> {
@@ -133,7 +114,7 @@ impl UringStore {
     fn seek(&self, from: u64, whence: i32) -> io::Result<Option<u64>> {
         let from = i64::try_from(from).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
         // SAFETY: the call takes integers only.
-        let found = unsafe { libc::lseek(self._locked.as_raw_fd(), from, whence) };
+        let found = unsafe { libc::lseek(self.locked.as_raw_fd(), from, whence) };
         match u64::try_from(found) {
             Ok(found) => Ok(Some(found)),
             Err(_) => match io::Error::last_os_error() {

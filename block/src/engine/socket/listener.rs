@@ -35,10 +35,8 @@ impl Drop for SocketFile {
         // Another listener may have taken the path over; its file stays.
         let same = fs::symlink_metadata(&self.path)
             .is_ok_and(|now| (now.dev(), now.ino()) == self.device_and_inode);
-        if same {
-            if let Err(error) = fs::remove_file(&self.path) {
-                tracing::warn!(path = %self.path.display(), %error, "socket file is left behind");
-            }
+        if same && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "socket file is left behind");
         }
     }
 }
@@ -72,7 +70,8 @@ impl Listener {
     /// The next connection.
     ///
     /// # Errors
-    /// The operating system's, such as too many open files; the listener stays usable.
+    /// The operating system's, such as too many open files; the listener stays usable, after a
+    /// pause.
     pub async fn accept(&self) -> io::Result<(Stream, PeerName)> {
         let accept = Accept { listener: self.fd.as_fd() };
         let descriptor = Op::new(accept).await.0?;

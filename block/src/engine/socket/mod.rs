@@ -6,6 +6,8 @@
 mod address;
 mod listener;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use address::{Address, AddressError, PeerName};
 pub use listener::Listener;

@@ -72,9 +72,8 @@ impl Parts {
         self.chunks.drain(..)
     }
 
-    /// Writes down the addresses of everything behind the first `skipped` bytes and returns their
-    /// number.
-    fn list_from(&mut self, skipped: usize) -> usize {
+    /// The addresses of everything behind the first `skipped` bytes.
+    pub(super) fn listed_from(&mut self, skipped: usize) -> &mut [libc::iovec] {
         let mut skip = skipped;
         let mut used = 0;
         for chunk in &self.chunks {
@@ -89,7 +88,7 @@ impl Parts {
             };
             used += 1;
         }
-        used
+        &mut self.vectors[..used]
     }
 }
 
@@ -159,7 +158,7 @@ impl Stream {
         next: Chunk,
     ) -> (io::Result<usize>, P, Chunk) {
         let mut operation = RecvPair::new(self.fd.as_fd(), payload, next);
-        let payload_len = operation.payload.as_raw().1;
+        let payload_len = operation.payload.bytes_mut().len();
         while operation.filled < payload_len {
             let (result, back) = Op::new(operation).await;
             operation = back;
@@ -242,13 +241,15 @@ impl<'a, P: Payload> RecvPair<'a, P> {
 }
 
 // SAFETY: the entry points to `message`, which points to `vectors`, both inside the operation;
-// those point to the payload's memory, valid while the payload lives, and to that of `next`.
+// those point to the memory of `next` and to what `bytes_mut` lent. That may be inside the
+// payload, which does not move and runs no code of its own until the completion, or owned by it.
 unsafe impl<P: Payload> Operation for RecvPair<'_, P> {
     fn entry(&mut self) -> squeue::Entry {
-        let (start, len) = self.payload.as_raw();
-        let filled = self.filled.min(len);
+        let bytes = self.payload.bytes_mut();
+        let filled = self.filled.min(bytes.len());
+        let rest = &mut bytes[filled..];
         self.vectors = [
-            libc::iovec { iov_base: start.wrapping_add(filled).cast(), iov_len: len - filled },
+            libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() },
             libc::iovec { iov_base: self.next.as_ptr().cast(), iov_len: self.next.len() },
         ];
         self.message.msg_iov = self.vectors.as_mut_ptr();
@@ -268,8 +269,9 @@ struct SendParts<'a> {
 // `parts`, which point to its chunks; all live as long as the operation.
 unsafe impl Operation for SendParts<'_> {
     fn entry(&mut self) -> squeue::Entry {
-        self.message.msg_iovlen = self.parts.list_from(self.sent);
-        self.message.msg_iov = self.parts.vectors.as_mut_ptr();
+        let vectors = self.parts.listed_from(self.sent);
+        self.message.msg_iov = vectors.as_mut_ptr();
+        self.message.msg_iovlen = vectors.len();
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).unsigned_abs();
         opcode::SendMsg::new(types::Fd(self.fd.as_raw_fd()), &raw const self.message)
             .flags(flags)
