@@ -1,1 +1,17 @@
-//! stub
+//! The agent: serves protected disks, captures every write and ships it to a collector.
+//!
+//! The way of a write: a frontend of `tidemark_block` calls the [`volume`], which puts a record
+//! into the change [`ring`] while the backing store writes; the [`shipper`] takes it from there
+//! to the collector. [`copy`] brings a collector level that has no copy, or a gap. [`state`] is
+//! what is kept across restarts. [`daemon`] puts it all together.
+
+pub mod clock;
+pub mod config;
+pub mod copy;
+pub mod daemon;
+pub mod inspect;
+pub mod random;
+pub mod ring;
+pub mod shipper;
+pub mod state;
+pub mod volume;

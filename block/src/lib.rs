@@ -2,8 +2,9 @@
 //!
 //! - [`device`]: the trait that every disk implements and every frontend calls;
 //! - [`engine`]: one-threaded executors on io_uring, files and sockets on them;
-//! - [`exports`]: the disks served, by name;
 //! - [`store`]: the file or block device behind a disk; [`file_device`]: a disk that is just that;
+//! - [`range_lock`]: overlapping changes one after the other;
+//! - [`exports`]: the disks served, by name;
 //! - [`nbd`]: the NBD server; [`fuse`]: the directory with one file per disk.
 
 pub mod chunk;
@@ -14,6 +15,7 @@ pub mod file_device;
 pub mod fuse;
 pub mod nbd;
 pub mod range;
+pub mod range_lock;
 pub mod store;
 
 pub use chunk::{Chunk, ChunkOwner};

@@ -64,6 +64,8 @@ pub enum GapReason {
     Paused = 6,
     /// The backing store was changed while no agent served it.
     OutsideChange = 7,
+    /// An earlier copy was not completed.
+    CopyInterrupted = 8,
 }
 
 impl GapReason {
@@ -78,6 +80,7 @@ impl GapReason {
             5 => Self::BackingError,
             6 => Self::Paused,
             7 => Self::OutsideChange,
+            8 => Self::CopyInterrupted,
             _ => return None,
         })
     }
@@ -93,6 +96,7 @@ impl GapReason {
             Self::BackingError => "the backing store failed a write or a flush",
             Self::Paused => "protection was paused",
             Self::OutsideChange => "the backing store was changed while no agent served it",
+            Self::CopyInterrupted => "an earlier copy was not completed",
         }
     }
 }

@@ -123,7 +123,16 @@ impl FrameHeader {
     pub fn for_body(kind: FrameKind, parts: &[&[u8]]) -> Self {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let body_bytes = u32::try_from(len).unwrap_or(u32::MAX);
-        assert!(body_bytes <= FRAME_BODY_BYTES_MAX, "frame body of {len} bytes");
+        Self::for_summed(kind, body_bytes, checksum::sum_parts(parts))
+    }
+
+    /// The header for a body of `body_bytes` whose XXH3-64 is `body_sum`.
+    ///
+    /// # Panics
+    /// When the body is beyond [`FRAME_BODY_BYTES_MAX`]: a programmer's mistake.
+    #[must_use]
+    pub fn for_summed(kind: FrameKind, body_bytes: u32, body_sum: u64) -> Self {
+        assert!(body_bytes <= FRAME_BODY_BYTES_MAX, "frame body of {body_bytes} bytes");
         let mut header = Self {
             magic: MAGIC,
             version: WIRE_VERSION.into(),
@@ -134,7 +143,7 @@ impl FrameHeader {
             reserved: [0; 3],
             key_id: 0.into(),
             reserved_end: 0.into(),
-            body_sum: checksum::sum_parts(parts).into(),
+            body_sum: body_sum.into(),
             header_sum: 0.into(),
         };
         header.header_sum = header.compute_sum().into();

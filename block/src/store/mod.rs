@@ -8,9 +8,11 @@
 mod open;
 #[cfg(test)]
 mod tests;
+mod units;
 mod uring;
 
 pub use open::{OpenMode, StoreError};
+pub use units::{Units, ZeroedBy};
 pub use uring::UringStore;
 
 use std::future::Future;

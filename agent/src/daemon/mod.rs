@@ -1,0 +1,228 @@
+//! The agent as a process: starts everything in order, waits for a signal, stops in order.
+//!
+//! Start: lock of the state directory, then for each volume state, backing store, ring and what
+//! a predecessor left in flight ([`open`]), then shippers and copiers, and only then the
+//! frontends: nobody writes before the volume can capture. Stop: frontends first, then the
+//! backing stores are flushed and the rings drained, for as long as [`DRAIN_PATIENCE`]; what is
+//! left stays in its ring and is shipped by the next agent.
+
+mod instance;
+mod notify;
+mod open;
+mod placement;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+use tidemark_block::engine::socket::Listener;
+use tidemark_block::engine::{Executor, ExecutorConfig, Workers};
+use tidemark_block::fuse::{Directory, FuseConfig};
+use tidemark_block::nbd::{Server, ServerConfig};
+use tidemark_block::store::{Store, UringStore};
+use tidemark_block::{Export, ExportList};
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
+use crate::copy;
+use crate::random::{Random, SystemSource};
+use crate::ring::Ring;
+use crate::shipper::link::SocketDial;
+use crate::shipper::{Drained, Shipper, ShipperParts};
+use crate::state::{KeptState, SEQ_RESERVATION};
+use crate::volume::Volume;
+use instance::Instance;
+use open::OpenVolume;
+use tidemark_wire::Seq;
+
+/// How long a stop waits for the collector to acknowledge what is in the rings.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the reservations of sequence numbers are looked at.
+const KEEP_EVERY: Duration = Duration::from_millis(100);
+/// Tasks of one worker: enough for the connections that the NBD server takes.
+const TASKS_MAX: usize = 16 * 1024;
+
+type ServedVolume = Volume<UringStore>;
+
+struct Running {
+    volume: Arc<ServedVolume>,
+    state: Arc<KeptState>,
+    shipper: Shipper,
+    ring_path: std::path::PathBuf,
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// What kept it from starting, with the volume or file and what to do.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    // Blocked before the first thread starts, so that all of them inherit it.
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_block().context("block the stop signals")?;
+    placement::check(config)?;
+    let instance = Instance::lock(&config.state_dir)?;
+    create_dir(&config.ring_dir)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let random: Arc<dyn Random> = Arc::new(SystemSource::default());
+    let agent = instance.agent_id(random.as_ref())?;
+    let executor_config = ExecutorConfig { tasks_max: TASKS_MAX, ..ExecutorConfig::default() };
+    let workers = Workers::start("serve", config.workers, executor_config)
+        .context("start the executors (io_uring)")?;
+    let exports = Arc::new(ExportList::new());
+    let mut running = Vec::new();
+    for (index, volume_config) in config.volumes.iter().enumerate() {
+        let opened = open::open(config, volume_config, &clock, random.as_ref())?;
+        running.push(start(opened, agent, config, &workers, index, &clock, &random)?);
+    }
+    for one in &running {
+        let export = Export {
+            name: one.volume.name().to_owned(),
+            description: format!("volume {}", one.volume.id()),
+            device: Arc::clone(&one.volume),
+        };
+        exports.add(export).context("serve the volumes")?;
+    }
+    let listeners = config.nbd.listen.iter().map(|address| {
+        Listener::bind(address).with_context(|| format!("NBD server: listen on {address}"))
+    });
+    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    let workers_handle = workers.handle();
+    let server =
+        Server::start(Arc::clone(&exports), listeners, &workers_handle, ServerConfig::default());
+    let directory = match &config.fuse {
+        Some(fuse) => Some(Directory::mount(
+            &fuse.mount,
+            Arc::clone(&exports),
+            &workers_handle,
+            FuseConfig::default(),
+        )?),
+        None => None,
+    };
+    tracing::info!("ready: {} volumes served", running.len());
+    notify::ready();
+    wait_for_stop(&signals, &running)?;
+    notify::stopping();
+    if let Some(directory) = directory {
+        directory.unmount();
+    }
+    server.stop();
+    stop(running, clock.as_ref());
+    workers.shutdown();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn start(
+    opened: OpenVolume,
+    agent: tidemark_wire::AgentId,
+    config: &Config,
+    workers: &Workers,
+    index: usize,
+    clock: &Arc<dyn Clock>,
+    random: &Arc<dyn Random>,
+) -> anyhow::Result<Running> {
+    let OpenVolume { volume, state, ring_path } = opened;
+    let (volume, state) = (Arc::new(volume), Arc::new(state));
+    let (copied, source) = (Arc::clone(&volume), Arc::clone(random));
+    workers.spawn_on(index, move || copy::run(copied, source));
+    let shipper = Shipper::start(ShipperParts {
+        volume: Arc::clone(&volume),
+        state: Arc::clone(&state),
+        agent,
+        dial: Box::new(SocketDial::new(config.collector.clone())),
+        clock: Arc::clone(clock),
+        random: Arc::clone(random),
+    })
+    .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
+    Ok(Running { volume, state, shipper, ring_path })
+}
+
+/// Waits for a signal, and reserves sequence numbers ahead meanwhile.
+fn wait_for_stop(signals: &SigSet, running: &[Running]) -> anyhow::Result<()> {
+    loop {
+        match wait_for_signal(signals, KEEP_EVERY)? {
+            Some(signal) => {
+                tracing::info!("{signal}: stopping");
+                return Ok(());
+            }
+            None => running.iter().for_each(reserve_ahead),
+        }
+    }
+}
+
+fn wait_for_signal(signals: &SigSet, timeout: Duration) -> anyhow::Result<Option<Signal>> {
+    let wait = libc::timespec { tv_sec: 0, tv_nsec: timeout.subsec_nanos().into() };
+    // SAFETY: the set and the time are valid for the call; no information is asked for.
+    let signal =
+        unsafe { libc::sigtimedwait(signals.as_ref(), std::ptr::null_mut(), &raw const wait) };
+    if signal >= 0 {
+        return Ok(Some(Signal::try_from(signal).context("a signal that was waited for")?));
+    }
+    let error = std::io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EINTR) => Ok(None),
+        _ => Err(error).context("wait for a stop signal"),
+    }
+}
+
+/// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the
+/// numbers run out at some point, and the volume goes on without capture.
+fn reserve_ahead(one: &Running) {
+    let next = one.volume.ring().next_seq();
+    if next.0 + SEQ_RESERVATION / 2 <= one.state.get().reserved_until.0 {
+        return;
+    }
+    let until = Seq(next.0 + SEQ_RESERVATION);
+    match one.state.update(|state| state.reserved_until = state.reserved_until.max(until)) {
+        Ok(()) => one.volume.ring().set_seq_limit(until),
+        Err(error) => tracing::error!(volume = one.volume.name(), "reserve numbers: {error}"),
+    }
+}
+
+fn stop(running: Vec<Running>, clock: &dyn Clock) {
+    for one in running {
+        let name = one.volume.name().to_owned();
+        one.volume.close();
+        let flushed = flush(&one.volume);
+        if let Err(error) = &flushed {
+            tracing::error!(volume = name, "flush of the backing store: {error:#}");
+        }
+        let drained = one.shipper.stop(DRAIN_PATIENCE, clock);
+        let clean = flushed.is_ok() && drained == Drained::Yes && one.state.get().copied;
+        if !clean {
+            tracing::warn!(
+                volume = name,
+                "not everything is acknowledged; the change ring keeps it for the next start"
+            );
+            continue;
+        }
+        let released = one.volume.ring().released_seq().max(one.state.get().released);
+        let kept = one.state.update(|state| {
+            state.clean = true;
+            state.released = released;
+        });
+        drop(one.volume);
+        // An empty ring that stays is as good; a state that was not kept needs the ring.
+        match kept.map(|()| Ring::discard(&one.ring_path)) {
+            Ok(Ok(())) => tracing::info!(volume = name, "clean: all acknowledged up to {released}"),
+            Ok(Err(error)) => tracing::warn!(volume = name, "{error}"),
+            Err(error) => tracing::warn!(volume = name, "{error}"),
+        }
+    }
+}
+
+fn flush(volume: &ServedVolume) -> anyhow::Result<()> {
+    let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
+    executor.block_on(volume.store().sync()).context("sync")
+}
+
+fn create_dir(path: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("create the directory {}", path.display()))
+}

@@ -1,0 +1,152 @@
+//! Ships the records of one volume's change ring to the collector.
+//!
+//! What enters are committed records, in the order of their numbers; what leaves are frames on a
+//! session ([`tidemark_wire::session`]), and released ring memory for what the collector
+//! acknowledged as durable. One thread per volume owns the ring's consumer and the session; a
+//! second one reads the connection and hands over what it says. A crash or a lost connection
+//! loses nothing: the next session begins behind what the collector holds.
+//!
+//! The stream never stops for long: a connection that fails is dialed again after a pause that
+//! doubles up to [`PAUSE_MAX`].
+
+pub mod batch;
+pub mod link;
+pub mod session;
+mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tidemark_block::store::Store;
+use tidemark_wire::AgentId;
+
+use crate::clock::Clock;
+use crate::random::Random;
+use crate::ring::Consumer;
+use crate::state::KeptState;
+use crate::volume::Volume;
+use link::Dial;
+
+/// First pause after a failed connection.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Longest pause between two tries.
+pub const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// What the shipper works with.
+pub struct ShipperParts<S> {
+    /// The volume whose records are shipped.
+    pub volume: Arc<Volume<S>>,
+    /// The volume's durable state.
+    pub state: Arc<KeptState>,
+    /// Identity of this agent.
+    pub agent: AgentId,
+    /// How to reach the collector.
+    pub dial: Box<dyn Dial>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness, for the pauses.
+    pub random: Arc<dyn Random>,
+}
+
+/// A running shipper.
+pub struct Shipper {
+    stop: Arc<StopSignal>,
+    thread: JoinHandle<Drained>,
+}
+
+/// Whether everything in the ring was acknowledged when the shipper stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// All of it.
+    Yes,
+    /// Records are left in the ring.
+    No,
+}
+
+/// Tells the thread to stop: first when it has drained the ring, then at once.
+#[derive(Default)]
+pub(crate) struct StopSignal {
+    when_drained: AtomicBool,
+    now: AtomicBool,
+}
+
+impl StopSignal {
+    // Relaxed throughout: the flags are polled and order no other memory.
+    pub(crate) fn when_drained(&self) -> bool {
+        self.when_drained.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn now(&self) -> bool {
+        self.now.load(Ordering::Relaxed)
+    }
+}
+
+impl Shipper {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    ///
+    /// # Panics
+    /// When the ring has a consumer already: a programmer's mistake.
+    pub fn start<S: Store>(parts: ShipperParts<S>) -> std::io::Result<Self> {
+        let consumer = parts.volume.ring().consumer().expect("a ring has one shipper");
+        let stop = Arc::new(StopSignal::default());
+        let signal = Arc::clone(&stop);
+        let thread = std::thread::Builder::new()
+            .name(format!("ship-{}", parts.volume.name()))
+            .spawn(move || run(&parts, consumer, &signal))?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Stops when everything in the ring is acknowledged, or after `patience`. The volume gets
+    /// no more changes by now.
+    pub fn stop(self, patience: Duration, clock: &dyn Clock) -> Drained {
+        self.stop.when_drained.store(true, Ordering::Relaxed);
+        let deadline = clock.monotonic() + patience;
+        while !self.thread.is_finished() && clock.monotonic() < deadline {
+            clock.sleep(Duration::from_millis(5));
+        }
+        self.stop.now.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or(Drained::No)
+    }
+}
+
+fn run<S: Store>(parts: &ShipperParts<S>, mut consumer: Consumer, stop: &StopSignal) -> Drained {
+    let name = parts.volume.name();
+    let mut pause = PAUSE_MIN;
+    let mut said = String::new();
+    loop {
+        let ended = stream::serve(parts, &mut consumer, stop);
+        let error = match ended {
+            Ok(drained) => return drained,
+            Err(error) => error,
+        };
+        if error.had_session() {
+            pause = PAUSE_MIN;
+            said.clear();
+        }
+        // The same failure again and again is said once.
+        let text = error.to_string();
+        if text != said {
+            let peer = parts.dial.peer();
+            tracing::warn!(volume = name, "collector {peer}: {text}; trying again");
+            said = text;
+        }
+        let until = parts.clock.monotonic() + jittered(pause, parts.random.as_ref());
+        while parts.clock.monotonic() < until {
+            if stop.now() {
+                return Drained::No;
+            }
+            parts.clock.sleep(Duration::from_millis(10));
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Between half and all of a pause, so that many volumes do not come back at one instant.
+fn jittered(pause: Duration, random: &dyn Random) -> Duration {
+    pause / 2 + pause / 2 * u32::from(random.bytes()[0]) / 255
+}

@@ -1,0 +1,278 @@
+//! The volume as a [`Device`]: what frontends call.
+
+use std::io;
+
+use tidemark_block::store::Store;
+use tidemark_block::{
+    ByteRange, Chunk, Device, DeviceError, Durability, Geometry, PAYLOAD_BYTES_MAX, Payload,
+    StatusExtent, ZeroOptions, check_range,
+};
+use tidemark_wire::RecordKind;
+use tidemark_wire::body::GapReason;
+use tidemark_wire::record::{FLAG_FUA, FLAG_NO_HOLE, RecordSpec};
+
+use super::{PREFERRED_BYTES, Volume, VolumePayload, data_spec, range_spec};
+use crate::ring::{Extent, InFlight};
+
+impl<S: Store> Volume<S> {
+    fn check_write(&self, range: ByteRange) -> Result<(), DeviceError> {
+        let geometry = self.geometry();
+        if geometry.read_only {
+            return Err(DeviceError::ReadOnly);
+        }
+        check_range(&geometry, range)
+    }
+
+    /// Claims a record while changes are captured; `None` when they are not, also from now on.
+    fn claim(&self, spec: &RecordSpec) -> Option<InFlight> {
+        if !self.ring.capture_is_on() {
+            return None;
+        }
+        let record = self.ring.claim(spec, None).ok();
+        if record.is_none() {
+            self.lose_capture(GapReason::RingFull);
+        }
+        record
+    }
+
+    async fn write_captured(
+        &self,
+        mut extent: Extent,
+        range: ByteRange,
+        durability: Durability,
+    ) -> io::Result<()> {
+        if !self.ring.capture_is_on() {
+            return self.units.write(range.start(), extent.lend(), durability).await;
+        }
+        let spec = data_spec(RecordKind::Write, range, flags(durability, false));
+        match self.ring.claim(&spec, Some(extent)) {
+            Ok(record) => {
+                let chunk = record.chunk().expect("a record of data has memory");
+                let written = self.units.write(range.start(), chunk, durability).await;
+                self.settle(record, written)
+            }
+            Err(extent) => {
+                self.lose_capture(GapReason::RingFull);
+                let mut extent = extent.expect("a refused claim gives its extent back");
+                self.units.write(range.start(), extent.lend(), durability).await
+            }
+        }
+    }
+
+    /// Writes a payload from outside the ring. When changes are captured (again) by now, it is
+    /// copied into the ring, in as many records as the free memory is torn into.
+    async fn write_spare(
+        &self,
+        start: u64,
+        chunk: Chunk,
+        durability: Durability,
+    ) -> io::Result<()> {
+        let mut records = Vec::new();
+        let mut done = 0;
+        while done < chunk.len() && self.ring.capture_is_on() {
+            let at = start + done as u64;
+            let record = self.ring.reserve(at, chunk.len() - done).and_then(|mut extent| {
+                let len = extent.bytes_mut().len();
+                extent.bytes_mut().copy_from_slice(&chunk.as_slice()[done..done + len]);
+                done += len;
+                let range = ByteRange::new(at, len as u64).expect("a part of the write");
+                let spec = data_spec(RecordKind::Write, range, flags(durability, false));
+                self.ring.claim(&spec, Some(extent)).ok()
+            });
+            match record {
+                Some(record) => records.push(record),
+                None => self.lose_capture(GapReason::RingFull),
+            }
+        }
+        let written = self.units.write(start, chunk, durability).await;
+        for record in records {
+            let part = if written.is_ok() { Ok(()) } else { Err(io::ErrorKind::Other.into()) };
+            // The write's own result is the one that counts.
+            let _ = self.settle(record, part);
+        }
+        written
+    }
+
+    /// Runs a change without payload under its record.
+    async fn change(
+        &self,
+        spec: &RecordSpec,
+        work: impl Future<Output = io::Result<()>>,
+    ) -> io::Result<()> {
+        match self.claim(spec) {
+            Some(record) => {
+                let result = work.await;
+                // A wish that the store can't grant has changed nothing.
+                if result.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::Unsupported) {
+                    record.void();
+                    return result;
+                }
+                self.settle(record, result)
+            }
+            None => work.await,
+        }
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        let result = self.units.store().sync().await;
+        if result.is_err() {
+            self.lose_capture(GapReason::BackingError);
+        }
+        result
+    }
+}
+
+impl<S: Store> Device for Volume<S> {
+    type Payload = VolumePayload;
+
+    fn geometry(&self) -> Geometry {
+        let store = self.units.store().geometry();
+        Geometry {
+            size_bytes: store.size_bytes,
+            block_bytes_min: 1,
+            block_bytes_preferred: PREFERRED_BYTES,
+            read_only: store.read_only,
+            fast_zero: store.discard,
+        }
+    }
+
+    async fn reserve(&self, range: ByteRange) -> Result<VolumePayload, DeviceError> {
+        self.check_write(range)?;
+        let len = usize::try_from(range.len()).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX);
+        if self.ring.capture_is_on() {
+            match self.ring.reserve(range.start(), len) {
+                Some(extent) => {
+                    return Ok(VolumePayload::Captured { start: range.start(), extent });
+                }
+                None => self.lose_capture(GapReason::RingFull),
+            }
+        }
+        let mut chunk = self.spare.take().await;
+        chunk.truncate(len);
+        Ok(VolumePayload::Spare { start: range.start(), chunk })
+    }
+
+    async fn write(
+        &self,
+        payload: VolumePayload,
+        durability: Durability,
+    ) -> Result<(), DeviceError> {
+        let range = payload.range();
+        let _held = self.locks.lock(range.align_outward(self.unit_bytes())).await;
+        let written = match payload {
+            VolumePayload::Captured { extent, .. } => {
+                self.write_captured(extent, range, durability).await
+            }
+            VolumePayload::Spare { start, chunk } => {
+                self.write_spare(start, chunk, durability).await
+            }
+        };
+        written.map_err(|error| io_error(range, error))
+    }
+
+    async fn read(&self, start: u64, into: Chunk) -> Result<Chunk, DeviceError> {
+        let size_bytes = self.size_bytes();
+        let range = ByteRange::new(start, into.len() as u64).ok_or_else(|| {
+            let range = ByteRange::between(start, u64::MAX).expect("in order");
+            DeviceError::OutOfRange { range, size_bytes }
+        })?;
+        check_range(&self.geometry(), range)?;
+        self.units.read(start, into).await.map_err(|error| io_error(range, error))
+    }
+
+    async fn flush(&self) -> Result<(), DeviceError> {
+        let all = ByteRange::new(0, self.size_bytes()).expect("a size from 0 on");
+        self.sync().await.map_err(|error| io_error(all, error))?;
+        let nowhere = ByteRange::new(0, 0).expect("empty");
+        if let Some(record) = self.claim(&range_spec(RecordKind::Flush, nowhere, 0)) {
+            record.commit();
+        }
+        Ok(())
+    }
+
+    async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), DeviceError> {
+        self.check_write(range)?;
+        if let Some(units) = range.align_inward(self.unit_bytes()) {
+            let _held = self.locks.lock(units).await;
+            let spec = range_spec(RecordKind::Trim, units, flags(durability, false));
+            match self.change(&spec, self.units.store().punch(units)).await {
+                // A trim is a wish; one that can't be granted leaves the bytes as they were.
+                Err(error) if error.kind() != io::ErrorKind::Unsupported => {
+                    return Err(io_error(units, error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        self.settle_durability(range, durability).await
+    }
+
+    async fn write_zeroes(
+        &self,
+        range: ByteRange,
+        options: ZeroOptions,
+    ) -> Result<(), DeviceError> {
+        self.check_write(range)?;
+        if !range.is_empty() {
+            let _held = self.locks.lock(range.align_outward(self.unit_bytes())).await;
+            let flags = flags(options.durability, options.no_hole);
+            let spec = range_spec(RecordKind::WriteZeroes, range, flags);
+            let work =
+                async { self.units.zero(range, options.no_hole, options.fast).await.map(|_| ()) };
+            self.change(&spec, work).await.map_err(|error| match error.kind() {
+                io::ErrorKind::Unsupported => DeviceError::Unsupported("fast zeroing"),
+                _ => io_error(range, error),
+            })?;
+        }
+        self.settle_durability(range, options.durability).await
+    }
+
+    async fn block_status(
+        &self,
+        range: ByteRange,
+        extents_max: usize,
+        extents: &mut Vec<StatusExtent>,
+    ) -> Result<(), DeviceError> {
+        check_range(&self.geometry(), range)?;
+        let status = self.units.store().data_extents(range, extents_max, extents);
+        status.map_err(|error| io_error(range, error))
+    }
+
+    async fn cache(&self, range: ByteRange) -> Result<(), DeviceError> {
+        check_range(&self.geometry(), range)
+    }
+}
+
+impl<S: Store> Volume<S> {
+    async fn settle_durability(
+        &self,
+        range: ByteRange,
+        durability: Durability,
+    ) -> Result<(), DeviceError> {
+        match durability {
+            Durability::Cached => Ok(()),
+            Durability::Stable => self.sync().await.map_err(|error| io_error(range, error)),
+        }
+    }
+}
+
+impl VolumePayload {
+    fn range(&self) -> ByteRange {
+        let (start, len) = match self {
+            Self::Captured { start, extent } => (*start, extent.len()),
+            Self::Spare { start, chunk } => (*start, chunk.len()),
+        };
+        ByteRange::new(start, len as u64).expect("checked when it was reserved")
+    }
+}
+
+fn flags(durability: Durability, no_hole: bool) -> u8 {
+    let fua = if durability == Durability::Stable { FLAG_FUA } else { 0 };
+    fua | if no_hole { FLAG_NO_HOLE } else { 0 }
+}
+
+fn io_error(range: ByteRange, source: io::Error) -> DeviceError {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DeviceError::NoSpace,
+        _ => DeviceError::Io { range, source },
+    }
+}

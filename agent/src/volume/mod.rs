@@ -1,0 +1,349 @@
+//! A protected disk: every change is captured in the change ring while it is written to the
+//! backing store.
+//!
+//! What enters are requests of the frontends ([`device`]); what leaves are aligned operations of
+//! the backing store and, in the same order wherever they overlap, change records in the ring.
+//! A write takes these steps:
+//!
+//! 1. its payload is received in memory of the ring (`reserve`);
+//! 2. it waits for its range ([`tidemark_block::range_lock`]);
+//! 3. it takes a slot and with it its sequence number (`claim`); from here on a successor of a
+//!    killed agent knows that the range is in flight;
+//! 4. the backing store writes from the same memory;
+//! 5. the record is committed, which hands it to the shipper, and the client gets its answer.
+//!
+//! Whatever keeps a change from being captured (ring full, numbers used up) never keeps it from
+//! being done: the capture is given up ([`capture`]) and a copy brings the collector level again
+//! ([`crate::copy`]). A crash of the process loses nothing of what is in the ring; a crash of the
+//! machine loses the ring, which the successor notices.
+
+pub mod capture;
+mod device;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tidemark_block::engine::{BufferPool, Event};
+use tidemark_block::range_lock::RangeLock;
+use tidemark_block::store::{Store, Units};
+use tidemark_block::{ByteRange, Chunk, PAYLOAD_BYTES_MAX, Payload};
+use tidemark_wire::body::{Bookmark, GapReason};
+use tidemark_wire::record::RecordSpec;
+use tidemark_wire::{RecordKind, Seq, VolumeId};
+
+use crate::ring::{Extent, InFlight, Ring};
+use capture::{Capture, CopyCause};
+
+/// Buffers for payloads while they can't be captured.
+const SPARE_BUFFERS: usize = 64;
+/// Unit in which the backing store is fast, in bytes.
+const PREFERRED_BYTES: u32 = 4096;
+
+/// Memory for the payload of one write.
+pub enum VolumePayload {
+    /// In the change ring.
+    Captured {
+        /// First byte on the volume.
+        start: u64,
+        /// The memory.
+        extent: Extent,
+    },
+    /// Outside of it, while the ring is full or changes are not captured.
+    Spare {
+        /// First byte on the volume.
+        start: u64,
+        /// The memory.
+        chunk: Chunk,
+    },
+}
+
+impl Payload for VolumePayload {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Captured { extent, .. } => extent.bytes_mut(),
+            Self::Spare { chunk, .. } => chunk.as_mut_slice(),
+        }
+    }
+}
+
+/// How far a copy of the volume is, in bytes.
+#[derive(Default)]
+pub struct CopyProgress {
+    /// Looked at.
+    pub done_bytes: AtomicU64,
+    /// To look at.
+    pub total_bytes: AtomicU64,
+    /// Sent.
+    pub sent_bytes: AtomicU64,
+}
+
+impl CopyProgress {
+    /// Bytes looked at, to look at, and sent.
+    #[must_use]
+    pub fn get(&self) -> (u64, u64, u64) {
+        // Relaxed: figures for people, no other memory depends on them.
+        let load = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        (load(&self.done_bytes), load(&self.total_bytes), load(&self.sent_bytes))
+    }
+}
+
+/// See the module's documentation.
+pub struct Volume<S> {
+    id: VolumeId,
+    name: String,
+    units: Units<S>,
+    ring: Ring,
+    locks: RangeLock,
+    spare: BufferPool,
+    capture: Capture,
+    progress: CopyProgress,
+    released: Event,
+}
+
+impl<S: Store> Volume<S> {
+    /// Protects what `store` holds, capturing into `ring`.
+    #[must_use]
+    pub fn new(id: VolumeId, name: String, store: S, ring: Ring) -> Self {
+        Self {
+            id,
+            name,
+            units: Units::new(store),
+            ring,
+            locks: RangeLock::default(),
+            spare: BufferPool::new(SPARE_BUFFERS, PAYLOAD_BYTES_MAX),
+            capture: Capture::default(),
+            progress: CopyProgress::default(),
+            released: Event::new(),
+        }
+    }
+
+    /// Identity of the volume.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// The name that people use.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.units.store().geometry().size_bytes
+    }
+
+    /// Smallest unit in which the backing store is written, in bytes.
+    #[must_use]
+    pub fn unit_bytes(&self) -> u64 {
+        self.units.unit_bytes()
+    }
+
+    /// The backing store.
+    #[must_use]
+    pub fn store(&self) -> &S {
+        self.units.store()
+    }
+
+    /// The change ring.
+    #[must_use]
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Whether changes are captured.
+    #[must_use]
+    pub fn capture(&self) -> &Capture {
+        &self.capture
+    }
+
+    /// How far a copy is.
+    #[must_use]
+    pub fn progress(&self) -> &CopyProgress {
+        &self.progress
+    }
+
+    /// Happens whenever the shipper gave ring memory back.
+    #[must_use]
+    pub fn released(&self) -> &Event {
+        &self.released
+    }
+
+    pub(crate) fn units(&self) -> &Units<S> {
+        &self.units
+    }
+
+    pub(crate) fn locks(&self) -> &RangeLock {
+        &self.locks
+    }
+
+    /// Gives the capture up: from here on changes are only done, until a copy has begun.
+    pub(crate) fn lose_capture(&self, reason: GapReason) {
+        if self.capture.lose(reason, || self.ring.turn_capture_off()) {
+            tracing::warn!(
+                volume = self.name,
+                "changes are not captured any more: {}; a copy of the volume will follow by itself",
+                reason.text()
+            );
+        }
+    }
+
+    /// The collector can't go on from what it holds: a copy is made.
+    pub fn want_copy(&self, cause: CopyCause) {
+        self.capture.want_copy(cause);
+    }
+
+    /// Ends what runs for the volume by itself.
+    pub fn close(&self) {
+        self.capture.close();
+        self.released.notify_all();
+    }
+
+    /// Puts a record without data of the volume in the stream; its body is `body`. `None` when
+    /// the ring has no room.
+    pub(crate) fn stamp(&self, kind: RecordKind, aux: u64, body: &[u8]) -> Option<Seq> {
+        let mut spec =
+            RecordSpec { kind, offset_bytes: 0, len_bytes: 0, payload_bytes: 0, flags: 0, aux };
+        let mut extent = None;
+        if !body.is_empty() {
+            let mut memory = self.ring.reserve(0, body.len())?;
+            if memory.bytes_mut().len() != body.len() {
+                return None;
+            }
+            memory.bytes_mut().copy_from_slice(body);
+            spec.payload_bytes = length(body.len());
+            extent = Some(memory);
+        }
+        let record = self.ring.claim(&spec, extent).ok()?;
+        let seq = record.seq();
+        record.commit();
+        Some(seq)
+    }
+
+    /// Puts a bookmark behind every change that was acknowledged before this call. `None` when
+    /// changes are not captured just now or the ring is full.
+    pub fn bookmark(&self, bookmark: &Bookmark) -> Option<Seq> {
+        if !self.ring.capture_is_on() {
+            return None;
+        }
+        let mut body = Vec::new();
+        bookmark.encode(&mut body);
+        self.stamp(RecordKind::Bookmark, 0, &body)
+    }
+
+    /// Reads `range`, whole units and at most one payload long, from the backing store into the
+    /// stream: what it holds from here on. The caller holds the lock on it. With `skip_zeroes`
+    /// nothing is recorded where all of it is zero; else that is a record without payload. A
+    /// range that can't be read is recorded as such. Gives the bytes that have to be sent, `None`
+    /// when the ring is full.
+    pub(crate) async fn copy_back(&self, range: ByteRange, skip_zeroes: bool) -> Option<u64> {
+        let mut at = range.start();
+        let mut sent = 0;
+        while at < range.end() {
+            let mut extent = self.ring.reserve(at, in_memory(range.end() - at))?;
+            let piece = ByteRange::new(at, extent.len() as u64).expect("a part of the range");
+            let claimed = match self.units.read(at, extent.lend()).await {
+                Ok(chunk) if is_zero(chunk.as_slice()) => {
+                    let spec = range_spec(RecordKind::WriteZeroes, piece, 0);
+                    (!skip_zeroes).then(|| self.ring.claim(&spec, None))
+                }
+                Ok(_) => {
+                    sent += piece.len();
+                    Some(self.ring.claim(&data_spec(RecordKind::ReadBack, piece, 0), Some(extent)))
+                }
+                Err(error) => {
+                    tracing::error!(
+                        volume = self.name,
+                        "{piece} of the backing store can't be read: {error}; the collector is \
+                         told so, the volume needs a person"
+                    );
+                    let errno = error.raw_os_error().unwrap_or(0).unsigned_abs();
+                    Some(self.ring.claim(&unreadable_spec(piece, errno), None))
+                }
+            };
+            if let Some(claimed) = claimed {
+                claimed.ok()?.commit();
+            }
+            at = piece.end();
+        }
+        Some(sent)
+    }
+
+    /// Records what a predecessor had in flight when it was killed. The caller serves no client
+    /// yet.
+    pub async fn recover(&self, in_flight: &[ByteRange]) {
+        for range in in_flight {
+            let size = ByteRange::new(0, self.size_bytes()).expect("a size from 0 on");
+            let Some(range) = range.align_outward(self.unit_bytes()).intersect(size) else {
+                continue;
+            };
+            let mut at = range.start();
+            while at < range.end() {
+                let len = (range.end() - at).min(PAYLOAD_BYTES_MAX as u64 - at % 4096);
+                let piece = ByteRange::new(at, len).expect("a part of a range");
+                let _held = self.locks.lock(piece).await;
+                if self.copy_back(piece, false).await.is_none() {
+                    self.lose_capture(GapReason::RingFull);
+                    return;
+                }
+                at += len;
+            }
+        }
+    }
+
+    /// Ends a record as its backing write ended. A range that failed holds anything: it is read
+    /// back by a copy.
+    fn settle(&self, record: InFlight, result: std::io::Result<()>) -> std::io::Result<()> {
+        match result {
+            Ok(()) => record.commit(),
+            Err(_) => {
+                record.void();
+                self.lose_capture(GapReason::BackingError);
+            }
+        }
+        result
+    }
+}
+
+/// A record of data.
+pub(crate) fn data_spec(kind: RecordKind, range: ByteRange, flags: u8) -> RecordSpec {
+    RecordSpec {
+        kind,
+        offset_bytes: range.start(),
+        len_bytes: range.len(),
+        payload_bytes: length(in_memory(range.len())),
+        flags,
+        aux: 0,
+    }
+}
+
+/// A record of a range without a payload.
+pub(crate) fn range_spec(kind: RecordKind, range: ByteRange, flags: u8) -> RecordSpec {
+    RecordSpec {
+        kind,
+        offset_bytes: range.start(),
+        len_bytes: range.len(),
+        payload_bytes: 0,
+        flags,
+        aux: 0,
+    }
+}
+
+fn unreadable_spec(range: ByteRange, errno: u32) -> RecordSpec {
+    RecordSpec { aux: u64::from(errno), ..range_spec(RecordKind::Unreadable, range, 0) }
+}
+
+fn length(len: usize) -> u32 {
+    u32::try_from(len).expect("payloads are at most PAYLOAD_BYTES_MAX long")
+}
+
+fn in_memory(len_bytes: u64) -> usize {
+    usize::try_from(len_bytes).expect("the address space holds a payload")
+}
+
+/// True when every byte is zero.
+fn is_zero(bytes: &[u8]) -> bool {
+    // Comparing with itself moved by one byte turns into a fast memcmp.
+    bytes.first().is_none_or(|first| *first == 0 && bytes[1..] == bytes[..bytes.len() - 1])
+}

@@ -1,0 +1,238 @@
+//! The command line, as it is typed.
+//!
+//! Nothing here calls the collector: it only gives names to what stands on the line and refuses
+//! what can't mean anything. An error of this stage is one of usage (exit status 2).
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use tidemark_collector::control::api::CONTROL_SOCKET_DEFAULT;
+
+const AT_HELP: &str = "Which state: `latest`, `seq:N`, a point's name or id, an RFC 3339 time, \
+    or an age such as `5m`";
+
+/// See, open and restore any state of a protected disk.
+#[derive(Debug, Parser)]
+#[command(name = "tidemark", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// Control socket of the collector.
+    #[arg(long, global = true, env = "TIDEMARK_SOCKET", default_value = CONTROL_SOCKET_DEFAULT,
+          value_name = "PATH")]
+    pub(crate) socket: PathBuf,
+    /// Answer in JSON, for programs.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The collector and how well each volume is protected.
+    Status,
+    /// Protected disks.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Recovery points.
+    #[command(subcommand)]
+    Point(PointCommand),
+    /// Open a state as a read-only disk over NBD; nothing is copied.
+    Export(ExportArguments),
+    /// Write a state to a file on the collector's machine.
+    Restore(RestoreArguments),
+    /// What the journal of a volume holds.
+    #[command(subcommand)]
+    Journal(JournalCommand),
+    /// What happened.
+    #[command(subcommand)]
+    Event(EventCommand),
+    /// Long work: restores.
+    #[command(subcommand)]
+    Job(JobCommand),
+}
+
+/// `tidemark volume`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    /// All volumes.
+    List,
+    /// Everything about one volume.
+    Show {
+        /// Name or id of the volume.
+        volume: String,
+    },
+}
+
+/// `tidemark point`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PointCommand {
+    /// The points of a volume, and from where to where any other state can be opened.
+    List {
+        /// Name or id of the volume.
+        volume: String,
+    },
+    /// Give the present state a name. Returns when the point is durable on the collector.
+    Create {
+        /// Name or id of the volume.
+        volume: String,
+        /// The name.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        label: String,
+    },
+}
+
+/// `tidemark export`: a volume at once, or one of the commands.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct ExportArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<ExportCommand>,
+    #[command(flatten)]
+    pub(crate) create: Option<ExportCreate>,
+}
+
+/// `tidemark export …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExportCommand {
+    /// The long form of `tidemark export VOLUME`; for a volume named like a command, too.
+    Create(ExportCreate),
+    /// What is being served.
+    List,
+    /// Stop serving a state; its clients lose their connection.
+    Stop {
+        /// Number of the export, from `tidemark export list`.
+        id: u64,
+    },
+}
+
+/// What to serve, and where.
+#[derive(Debug, Args)]
+pub(crate) struct ExportCreate {
+    /// Name or id of the volume.
+    pub(crate) volume: String,
+    #[arg(long, help = AT_HELP)]
+    pub(crate) at: String,
+    /// Where to serve it: `unix:/path` or `tcp:127.0.0.1:PORT` (port 0: any free one).
+    /// Without it, a new socket beside the control socket.
+    #[arg(long, value_name = "ADDRESS", value_parser = listen_address)]
+    pub(crate) listen: Option<String>,
+}
+
+/// `tidemark restore`.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArguments {
+    /// Name or id of the volume.
+    pub(crate) volume: String,
+    #[arg(long, help = AT_HELP)]
+    pub(crate) at: String,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: PathBuf,
+    /// Replace the file when it exists.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+/// `tidemark journal`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JournalCommand {
+    /// The files of a volume's journal, or the records of one of them. Every checksum is
+    /// compared; exit status 1 when something is damaged.
+    Inspect {
+        /// Name or id of the volume.
+        volume: String,
+        /// One of the files: its records are shown.
+        segment: Option<String>,
+        /// Begin behind this sequence number.
+        #[arg(long, value_name = "SEQ", default_value_t = 0, requires = "segment")]
+        after: u64,
+        /// Show at most so many records.
+        #[arg(long, value_name = "N", default_value_t = 1000, requires = "segment",
+              value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        limit: u32,
+    },
+}
+
+/// `tidemark event`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum EventCommand {
+    /// Events, oldest first.
+    List {
+        /// Only events behind this number.
+        #[arg(long, value_name = "ID", default_value_t = 0)]
+        after: u64,
+    },
+}
+
+/// `tidemark job`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// Jobs, oldest first.
+    List,
+}
+
+fn listen_address(text: &str) -> Result<String, String> {
+    let good = match text.split_once(':') {
+        Some(("unix", path)) => path.starts_with('/'),
+        Some(("tcp", address)) => address.parse::<std::net::SocketAddr>().is_ok(),
+        _ => false,
+    };
+    if good {
+        Ok(text.to_owned())
+    } else {
+        Err("write unix:/absolute/path or tcp:127.0.0.1:PORT".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        <Arguments as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn export_takes_a_volume_or_a_command() {
+        let parsed = parse("tidemark export disk --at 5m --json").expect("the short form");
+        let Command::Export(export) = parsed.command else { panic!("{parsed:?}") };
+        assert!(parsed.json && export.command.is_none());
+        assert_eq!(export.create.expect("what to serve").volume, "disk");
+
+        let parsed = parse("tidemark export create list --at latest").expect("the long form");
+        let Command::Export(export) = parsed.command else { panic!("{parsed:?}") };
+        let Some(ExportCommand::Create(create)) = export.command else { panic!("{export:?}") };
+        assert_eq!(create.volume, "list");
+
+        let parsed = parse("tidemark export stop 7").expect("a command");
+        let Command::Export(export) = parsed.command else { panic!("{parsed:?}") };
+        assert!(matches!(export.command, Some(ExportCommand::Stop { id: 7 })));
+    }
+
+    #[test]
+    fn usage_errors_have_status_2() {
+        for (line, kind) in [
+            ("tidemark export disk", ErrorKind::MissingRequiredArgument),
+            ("tidemark export disk --at now --listen unix:relative", ErrorKind::ValueValidation),
+            ("tidemark export disk --at now --listen tcp:localhost", ErrorKind::ValueValidation),
+            ("tidemark restore disk --at now", ErrorKind::MissingRequiredArgument),
+            ("tidemark journal inspect disk --limit 5", ErrorKind::MissingRequiredArgument),
+            ("tidemark journal inspect disk 1.seg --limit 0", ErrorKind::ValueValidation),
+            ("tidemark volume shwo disk", ErrorKind::InvalidSubcommand),
+            ("tidemark status --jsno", ErrorKind::UnknownArgument),
+            ("tidemark job list extra", ErrorKind::UnknownArgument),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.kind(), kind, "{line}: {error}");
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

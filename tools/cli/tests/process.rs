@@ -1,0 +1,159 @@
+//! The tool as a process: exit status, signals, closed pipes, against a collector of this file's
+//! own that answers with what it is told to.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+fn tidemark(socket: &Path, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidemark"));
+    command.arg("--socket").arg(socket).args(line.split(' ')).env_remove("TIDEMARK_SOCKET");
+    command
+}
+
+fn run(socket: &Path, line: &str) -> Output {
+    tidemark(socket, line).output().expect("the tool starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Answers each request with what `answer` makes of its first line ("GET /v1/status HTTP/1.1").
+struct Collector {
+    directory: tempfile::TempDir,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Collector {
+    fn start(answer: impl Fn(&str) -> (u16, String) + Send + 'static) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let listener = UnixListener::bind(directory.path().join("c.sock")).expect("a socket");
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&requests);
+        // The thread ends with the test's process; there is nothing to clean up after it.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let mut reader = BufReader::new(&stream);
+                let mut first = String::new();
+                let mut body_bytes = 0;
+                reader.read_line(&mut first).expect("a request line");
+                for line in reader.by_ref().lines().map_while(Result::ok) {
+                    if line.is_empty() {
+                        break;
+                    }
+                    let lower = line.to_ascii_lowercase();
+                    if let Some(length) = lower.strip_prefix("content-length: ") {
+                        body_bytes = length.parse().expect("a length");
+                    }
+                }
+                let mut body = vec![0; body_bytes];
+                reader.read_exact(&mut body).expect("the body");
+                let (status, json) = answer(first.trim_end());
+                seen.lock().expect("nobody panics").push(format!(
+                    "{} {}",
+                    first.trim_end(),
+                    text(&body)
+                ));
+                let length = json.len();
+                write!(&stream, "HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n\r\n{json}")
+                    .expect("the tool waits for the answer");
+            }
+        });
+        Self { directory, requests }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("c.sock")
+    }
+
+    fn saw(&self, start: &str) -> bool {
+        self.requests.lock().expect("nobody panics").iter().any(|line| line.starts_with(start))
+    }
+}
+
+fn job(state: &str) -> String {
+    format!(
+        r#"{{"id":5,"kind":"restore","volume":"disk","at":"5m","state_seq":1,"state_time":null,
+        "target":"/srv/back.img","state":"{state}","done_bytes":1,"total_bytes":4,
+        "started":"2026-01-01T00:00:00Z","finished":null,"result":null,"error":null}}"#
+    )
+}
+
+#[test]
+fn a_collector_that_is_not_there_is_named_and_the_status_is_1() {
+    let output = run(Path::new("/nonexistent/c.sock"), "status");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("/nonexistent/c.sock"), "{}", text(&output.stderr));
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn usage_errors_end_with_2_wherever_they_are_found() {
+    assert_eq!(run(Path::new("/nonexistent"), "volume shwo").status.code(), Some(2));
+    let collector = Collector::start(|_| {
+        let body = r#"{"error":{"kind":"invalid","message":"no AT: 'x y'","hint":"try 5m"}}"#;
+        (400, body.to_owned())
+    });
+    let output = run(&collector.socket(), "export disk --at xy --listen unix:/tmp/x");
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(text(&output.stderr), "tidemark: no AT: 'x y'\n  try 5m\n");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let events: Vec<String> = (0..5000)
+        .map(|id| {
+            format!(
+                r#"{{"id":{id},"time":"2026-01-01T00:00:00Z","severity":"info","volume":null,
+                "message":"something long enough to fill a pipe"}}"#
+            )
+        })
+        .collect();
+    let collector = Collector::start(move |_| (200, format!("[{}]", events.join(","))));
+    let mut child = tidemark(&collector.socket(), "event list")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the tool starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+}
+
+#[test]
+fn an_interrupt_cancels_the_restore_and_says_so() {
+    let collector = Collector::start(|line| {
+        let state = if line.starts_with("DELETE") { "cancelled" } else { "running" };
+        (200, job(state))
+    });
+    let mut child = tidemark(&collector.socket(), "restore disk --at 5m --to back.img")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the tool starts");
+    while !collector.saw("GET /v1/jobs/5") {
+        assert!(child.try_wait().expect("it is our child").is_none(), "it ended on its own");
+        std::thread::yield_now();
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(kill.expect("kill runs").success());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("was cancelled at 25 %"), "{}", text(&output.stderr));
+    assert!(collector.saw("DELETE /v1/jobs/5"));
+    let created = collector.requests.lock().expect("nobody panics")[0].clone();
+    let target = std::env::current_dir().expect("a directory").join("back.img");
+    assert!(created.contains(&format!("\"target\":\"{}\"", target.display())), "{created}");
+}
+
+#[test]
+fn json_is_what_the_collector_said() {
+    let collector = Collector::start(|_| (200, format!("[{}]", job("done"))));
+    let output = run(&collector.socket(), "--json job list");
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(shown[0]["target"], "/srv/back.img");
+    assert!(output.status.success());
+}
