@@ -25,12 +25,12 @@ impl<S: Store> Volume<S> {
 
     /// Claims a record while changes are captured; `None` when they are not, also from now on.
     fn claim(&self, spec: &RecordSpec) -> Option<InFlight> {
-        if !self.ring.capture_is_on() {
+        if !self.capture.is_on() {
             return None;
         }
-        let record = self.ring.claim(spec, None).ok();
+        let record = self.ring().claim(spec, None).ok();
         if record.is_none() {
-            self.lose_capture(GapReason::RingFull);
+            self.capture.lose(GapReason::RingFull);
         }
         record
     }
@@ -41,18 +41,18 @@ impl<S: Store> Volume<S> {
         range: ByteRange,
         durability: Durability,
     ) -> io::Result<()> {
-        if !self.ring.capture_is_on() {
+        if !self.capture.is_on() {
             return self.units.write(range.start(), extent.lend(), durability).await;
         }
         let spec = data_spec(RecordKind::Write, range, flags(durability, false));
-        match self.ring.claim(&spec, Some(extent)) {
+        match self.ring().claim(&spec, Some(extent)) {
             Ok(record) => {
                 let chunk = record.chunk().expect("a record of data has memory");
                 let written = self.units.write(range.start(), chunk, durability).await;
                 self.settle(record, written)
             }
             Err(extent) => {
-                self.lose_capture(GapReason::RingFull);
+                self.capture.lose(GapReason::RingFull);
                 let mut extent = extent.expect("a refused claim gives its extent back");
                 self.units.write(range.start(), extent.lend(), durability).await
             }
@@ -69,19 +69,19 @@ impl<S: Store> Volume<S> {
     ) -> io::Result<()> {
         let mut records = Vec::new();
         let mut done = 0;
-        while done < chunk.len() && self.ring.capture_is_on() {
+        while done < chunk.len() && self.capture.is_on() {
             let at = start + done as u64;
-            let record = self.ring.reserve(at, chunk.len() - done).and_then(|mut extent| {
+            let record = self.ring().reserve(at, chunk.len() - done).and_then(|mut extent| {
                 let len = extent.bytes_mut().len();
                 extent.bytes_mut().copy_from_slice(&chunk.as_slice()[done..done + len]);
                 done += len;
                 let range = ByteRange::new(at, len as u64).expect("a part of the write");
                 let spec = data_spec(RecordKind::Write, range, flags(durability, false));
-                self.ring.claim(&spec, Some(extent)).ok()
+                self.ring().claim(&spec, Some(extent)).ok()
             });
             match record {
                 Some(record) => records.push(record),
-                None => self.lose_capture(GapReason::RingFull),
+                None => self.capture.lose(GapReason::RingFull),
             }
         }
         let written = self.units.write(start, chunk, durability).await;
@@ -116,7 +116,7 @@ impl<S: Store> Volume<S> {
     async fn sync(&self) -> io::Result<()> {
         let result = self.units.store().sync().await;
         if result.is_err() {
-            self.lose_capture(GapReason::BackingError);
+            self.capture.lose(GapReason::BackingError);
         }
         result
     }
@@ -139,12 +139,12 @@ impl<S: Store> Device for Volume<S> {
     async fn reserve(&self, range: ByteRange) -> Result<VolumePayload, DeviceError> {
         self.check_write(range)?;
         let len = usize::try_from(range.len()).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX);
-        if self.ring.capture_is_on() {
-            match self.ring.reserve(range.start(), len) {
+        if self.capture.is_on() {
+            match self.ring().reserve(range.start(), len) {
                 Some(extent) => {
                     return Ok(VolumePayload::Captured { start: range.start(), extent });
                 }
-                None => self.lose_capture(GapReason::RingFull),
+                None => self.capture.lose(GapReason::RingFull),
             }
         }
         let mut chunk = self.spare.take().await;

@@ -149,7 +149,7 @@ impl<S: Storage> Segment<S> {
             first_time: extremes.first_time,
             last_time: extremes.last_time,
             records: extremes.records,
-            bytes: self.file.len().unwrap_or(0),
+            bytes: self.file.len_bytes().unwrap_or(0),
             chain,
             damage: None,
         }
@@ -225,7 +225,9 @@ impl<S: Storage> Segment<S> {
     pub(crate) fn records_end(&self) -> Result<u64, ReadError> {
         let state = self.state();
         match &state.index {
-            Index::Memory(_) => self.file.len().map_err(ReadError::io("look at", &state.path)),
+            Index::Memory(_) => {
+                self.file.len_bytes().map_err(ReadError::io("look at", &state.path))
+            }
             Index::Sealed { trailer, .. } => Ok(trailer.records_end.get()),
         }
     }
@@ -358,7 +360,7 @@ pub(crate) fn read_header<F: StorageFile>(
     path: &Path,
 ) -> Result<Box<SegmentHeader>, JournalError> {
     let bad = |detail: String| Err(Damage::new(path, Part::Header, 0, detail).into());
-    let len = file.len().map_err(JournalError::io("look at", path))?;
+    let len = file.len_bytes().map_err(JournalError::io("look at", path))?;
     if len < HEADER_BYTES {
         return bad(format!("the file has {len} bytes, a header has {HEADER_BYTES}"));
     }
@@ -431,7 +433,7 @@ pub(crate) fn read_trailer<F: StorageFile>(
     file: &F,
     path: &Path,
 ) -> Result<Box<SegmentTrailer>, JournalError> {
-    let len = file.len().map_err(JournalError::io("look at", path))?;
+    let len = file.len_bytes().map_err(JournalError::io("look at", path))?;
     let at = len.saturating_sub(TRAILER_BYTES);
     let bad = |detail: &str| Err(Damage::new(path, Part::Trailer, at, detail).into());
     if len < HEADER_BYTES + TRAILER_BYTES {
