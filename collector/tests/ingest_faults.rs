@@ -82,7 +82,7 @@ fn bench(storage: MemoryStorage) -> Option<Bench> {
                 agent: hello.agent,
                 created: WallMicros(1),
             };
-            storage.create_dir(&dir().join("journal")).ok()?;
+            storage.create_dir(&dir()).ok()?;
             manifest.store(&storage, &dir()).ok()?;
             manifest
         }
