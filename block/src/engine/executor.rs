@@ -117,7 +117,8 @@ impl Drop for Entered {
     }
 }
 
-/// Runs futures on the thread that made it.
+/// Runs futures on the thread that made it. To be dropped outside [`Executor::block_on`]: the
+/// tasks that are left are dropped with it, on this executor.
 pub struct Executor {
     core: Rc<Core>,
     _one_thread: PhantomData<*const ()>,
@@ -289,7 +290,8 @@ impl Core {
             let mut tasks = self.tasks.borrow_mut();
             let slot = &mut tasks.slots[task as usize];
             slot.wake.clear_queued();
-            if matches!(slot.body, Body::Empty) {
+            // Nothing to poll: the task has ended, or its last poll panicked.
+            if matches!(slot.body, Body::Empty | Body::Running) {
                 return;
             }
             (std::mem::replace(&mut slot.body, Body::Running), slot.waker.clone())

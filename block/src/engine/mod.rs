@@ -11,7 +11,7 @@
 //! allocated for an operation, a wake-up, a buffer of a [`BufferPool`] or a task of a
 //! [`TaskPool`].
 //!
-//! An operation owns its buffers until the kernel is done with them; see [`op`] for the argument.
+//! An operation owns its buffers until the kernel is done with them; `op.rs` has the argument.
 
 mod buffers;
 mod event;

@@ -124,7 +124,12 @@ impl Ring {
         match completion.user_data() {
             IGNORED => Reaped::Silent,
             DOORBELL if cqueue::more(completion.flags()) => Reaped::Silent,
-            DOORBELL => Reaped::DoorbellLost,
+            DOORBELL => {
+                // Linux before 5.13 can't poll for more than one event.
+                let result = completion.result();
+                assert!(result >= 0, "the doorbell can't be polled: errno {}", -result);
+                Reaped::DoorbellLost
+            }
             id => {
                 let slot = usize::try_from(id).ok().and_then(|id| self.slots.get_mut(id));
                 let slot = slot.expect("the kernel completes only what was submitted");

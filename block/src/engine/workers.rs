@@ -108,7 +108,8 @@ impl WorkersHandle {
     /// without being called.
     ///
     /// Blocks while 1024 others wait in front of the worker, which takes them only while its task
-    /// table has room: keep the number of tasks below the bound of the table by other means.
+    /// table has room: keep the number of tasks below the bound of the table by other means. A
+    /// worker that blocks in front of itself waits for ever.
     pub fn spawn_on<F, Fut>(&self, worker: usize, build: F)
     where
         F: FnOnce() -> Fut + Send + 'static,

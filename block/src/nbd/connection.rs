@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::device::Device;
 use crate::engine::socket::{Parts, Stream};
-use crate::engine::{BufferPool, Event, TaskPool, sleep, spawn};
+use crate::engine::{BufferPool, Event, TaskPool, sleep};
 use crate::exports::Export;
 
 use super::commands::run;
@@ -25,7 +25,7 @@ use super::read_buffers::ReadBuffers;
 use super::reader::Reader;
 use super::reply_queue::{HEADS_BYTES, ReplyQueue};
 use super::request::Negotiated;
-use super::server::Shared;
+use super::server::{OpenConnection, Shared};
 use super::stats::Counters;
 
 /// See the module's text.
@@ -36,7 +36,6 @@ pub(super) struct Connection<D> {
     pub(super) replies: ReplyQueue,
     pub(super) buffers: ReadBuffers,
     pub(super) gate: Gate,
-    pub(super) counters: Arc<Counters>,
     pub(super) payload_watch: PayloadWatch,
     /// New requests are answered with "shutting down".
     pub(super) stopping: Cell<bool>,
@@ -44,6 +43,14 @@ pub(super) struct Connection<D> {
     failure: RefCell<Option<ConnectionError>>,
     writer_done: Milestone,
     done: Milestone,
+    /// Last, so that the server counts the connection as open until the disk is let go.
+    place: OpenConnection<D>,
+}
+
+impl<D> Connection<D> {
+    pub(super) fn counters(&self) -> &Counters {
+        &self.place.server.counters
+    }
 }
 
 impl<D: Device> Connection<D> {
@@ -96,8 +103,9 @@ pub(super) async fn serve<D: Device>(
     stream: Stream,
     export: Export<D>,
     negotiated: Negotiated,
-    server: &Arc<Shared<D>>,
+    place: OpenConnection<D>,
 ) -> Result<(), ConnectionError> {
+    let server = Arc::clone(&place.server);
     let config = &server.config;
     let connection = Rc::new(Connection {
         stream,
@@ -106,15 +114,20 @@ pub(super) async fn serve<D: Device>(
         replies: ReplyQueue::new(config.in_flight_max),
         buffers: ReadBuffers::new(config.in_flight_max, config.payload_bytes_in_flight_max),
         gate: Gate::new(config.in_flight_max, config.payload_bytes_in_flight_max),
-        counters: Arc::clone(&server.counters),
         payload_watch: PayloadWatch::default(),
         stopping: Cell::new(false),
         failure: RefCell::new(None),
         writer_done: Milestone::default(),
         done: Milestone::default(),
+        place,
     });
-    spawn(write_replies(Rc::clone(&connection)));
-    spawn(watch(Rc::clone(&connection), Arc::clone(server)));
+    let started = start(write_replies(Rc::clone(&connection)))
+        && start(watch(Rc::clone(&connection), Arc::clone(&server)));
+    if !started {
+        // Ends the writer, should that have been started.
+        connection.cut();
+        return Err(ConnectionError::WorkerFull);
+    }
     // A task that ended may hold its place until it has been polled to the end.
     let tasks = TaskPool::new(config.in_flight_max + 1);
     let result =
@@ -134,6 +147,11 @@ pub(super) async fn serve<D: Device>(
         Some(failure) => Err(failure),
         None => result,
     }
+}
+
+/// Starts a task of a connection; false when its worker has no room.
+fn start(task: impl Future<Output = ()> + 'static) -> bool {
+    TaskPool::new(1).try_spawn(task).is_ok()
 }
 
 /// The writer: sends what is queued, as much at once as fits.

@@ -8,6 +8,8 @@ use std::io;
 
 use crate::device::DeviceError;
 
+use super::protocol::{OPTION_BYTES_MAX, REQUEST_BYTES_MAX};
+
 /// A breach of the protocol by the peer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Violation {
@@ -15,13 +17,13 @@ pub(super) enum Violation {
     ClientFlags(u32),
     #[error("an option began with {0:#018x} and not with its magic number")]
     OptionMagic(u64),
-    #[error("option {option} carries {data_bytes} bytes, {max} are allowed", max = super::protocol::OPTION_BYTES_MAX)]
+    #[error("option {option} carries {data_bytes} bytes, {OPTION_BYTES_MAX} are allowed")]
     OptionTooLong { option: u32, data_bytes: u32 },
     #[error("more than {0} options without choosing an export")]
     TooManyOptions(u32),
     #[error("a request began with {0:#010x} and not with its magic number")]
     RequestMagic(u32),
-    #[error("a write of {0} bytes, {max} are allowed", max = super::protocol::REQUEST_BYTES_MAX)]
+    #[error("a write of {0} bytes, {REQUEST_BYTES_MAX} are allowed")]
     WriteTooLong(u32),
     #[error("the rest of a payload did not come within {0} seconds")]
     PayloadStalled(u64),
@@ -45,6 +47,9 @@ pub(super) enum ConnectionError {
         #[source]
         source: io::Error,
     },
+    /// The worker's task table is full.
+    #[error("its worker has no room for the tasks of another connection; raise `tasks_max`")]
+    WorkerFull,
     /// A read failed after the head of its reply had been sent without an error; simple replies
     /// have no other way to say so than to hang up.
     #[error("the disk failed in the middle of a reply that had begun: {0}")]

@@ -67,3 +67,35 @@ impl Gate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    fn is_ready(future: impl Future<Output = ()>) -> bool {
+        pin!(future).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn the_gate_closes_at_either_bound_and_opens_again() {
+        let gate = Gate::new(3, 1000);
+        assert!(is_ready(gate.room(5000)), "alone, any payload fits");
+        gate.enter(5000);
+        assert!(!is_ready(gate.room(0)), "the bytes are used up");
+        gate.leave(5000);
+        gate.enter(600);
+        assert!(is_ready(gate.room(400)) && !is_ready(gate.room(401)));
+        gate.enter(0);
+        gate.enter(0);
+        assert!(!is_ready(gate.room(0)), "three tasks");
+        assert!(!is_ready(gate.idle()));
+        gate.leave(600);
+        gate.leave(0);
+        gate.leave(0);
+        assert!(is_ready(gate.idle()));
+    }
+}

@@ -51,11 +51,10 @@ pub(super) struct OptionHeader {
 pub(super) fn parse_option_header(
     bytes: &[u8; OPTION_HEADER_BYTES],
 ) -> Result<OptionHeader, Violation> {
-    let mut reader = Reader { rest: bytes };
-    let (Some(magic), Some(option), Some(data_bytes)) = (reader.u64(), reader.u32(), reader.u32())
-    else {
-        unreachable!("the array holds exactly these three numbers");
-    };
+    let [m0, m1, m2, m3, m4, m5, m6, m7, o0, o1, o2, o3, l0, l1, l2, l3] = *bytes;
+    let magic = u64::from_be_bytes([m0, m1, m2, m3, m4, m5, m6, m7]);
+    let option = u32::from_be_bytes([o0, o1, o2, o3]);
+    let data_bytes = u32::from_be_bytes([l0, l1, l2, l3]);
     if magic != OPTION_MAGIC {
         return Err(Violation::OptionMagic(magic));
     }
@@ -208,10 +207,6 @@ impl<'a> Reader<'a> {
 
     fn u32(&mut self) -> Option<u32> {
         self.array().map(u32::from_be_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.array().map(u64::from_be_bytes)
     }
 
     fn text(&mut self) -> Result<&'a str, OptionError> {

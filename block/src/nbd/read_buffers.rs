@@ -1,8 +1,8 @@
 //! Memory that reads of one connection are answered from.
 //!
 //! Each connection has its own, so that a client that does not take its answers starves itself
-//! alone. Memory of a kind is allocated when it is first needed. When all is in use, a read waits until the
-//! socket has taken an earlier answer.
+//! alone. Memory of a kind is allocated when it is first needed. When all is in use, a read waits
+//! until the socket has taken an earlier answer.
 
 use std::cell::OnceCell;
 

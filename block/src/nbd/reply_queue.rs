@@ -237,3 +237,79 @@ impl Drop for Turn<'_> {
         self.queue.progress.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::super::request::Cookie;
+    use super::*;
+
+    /// The result of a future that has nothing to wait for, or `None`.
+    fn now<F: Future>(future: F) -> Option<F::Output> {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        }
+    }
+
+    fn done(number: u8) -> Reply {
+        Reply::Done { cookie: Cookie([number; 8]) }
+    }
+
+    fn data(number: u8) -> Reply {
+        Reply::SimpleData { cookie: Cookie([number; 8]), data: Chunk::zeroed(512) }
+    }
+
+    /// Lengths of the parts of the next send.
+    fn batch(queue: &ReplyQueue) -> Vec<usize> {
+        let mut parts = Parts::new();
+        queue.fill(&mut parts, Chunk::zeroed(HEADS_BYTES));
+        parts.drain().map(|chunk| chunk.len()).collect()
+    }
+
+    #[test]
+    fn waiting_replies_leave_in_one_send_with_neighbouring_heads_joined() {
+        let queue = ReplyQueue::new(100);
+        for reply in [done(1), done(2), data(3), data(4), done(5), done(6)] {
+            assert_eq!(now(queue.push(reply)), Some(true));
+        }
+        assert_eq!(batch(&queue), [48, 512, 16, 512, 32]);
+        for number in 0..100 {
+            assert_eq!(now(queue.push(data(number))), Some(true));
+        }
+        assert_eq!(now(queue.push(done(1))), None, "full");
+        assert_eq!(batch(&queue).len(), PARTS_MAX - 2);
+        assert_eq!(now(queue.push(done(1))), Some(true), "room again");
+    }
+
+    #[test]
+    fn the_turn_keeps_other_replies_back() {
+        let queue = ReplyQueue::new(10);
+        let turn = now(queue.take_turn()).expect("nobody else has it");
+        assert_eq!(now(queue.push(done(1))), Some(true));
+        assert!(now(queue.take_turn()).is_none());
+        assert_eq!(now(queue.wait_for_work()), None);
+        assert!(turn.push(Reply::StreamPiece { data: Chunk::zeroed(100) }));
+        assert_eq!(batch(&queue), [100]);
+        assert!(turn.push(Reply::StreamPiece { data: Chunk::zeroed(200) }));
+        drop(turn);
+        assert_eq!(batch(&queue), [200, 16], "pieces first, then the others");
+        queue.close();
+        assert_eq!(now(queue.wait_for_work()), Some(false));
+    }
+
+    #[test]
+    fn a_dead_queue_takes_everything_and_keeps_nothing() {
+        let queue = ReplyQueue::new(1);
+        assert_eq!(now(queue.push(done(1))), Some(true));
+        let turn = now(queue.take_turn()).expect("nobody else has it");
+        queue.kill();
+        assert_eq!(now(queue.push(done(2))), Some(false));
+        assert!(!turn.push(done(3)));
+        assert_eq!(now(queue.sent()), Some(()));
+        assert_eq!(now(queue.wait_for_work()), Some(false));
+    }
+}

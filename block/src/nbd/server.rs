@@ -4,8 +4,8 @@
 //! was given to. At `connections_max` a newcomer is turned away at once. Nothing is kept, so a
 //! crash loses the connections and no more.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::device::Device;
@@ -65,10 +65,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// What connections and listeners of one server share.
 pub(super) struct Shared<D> {
     pub(super) config: ServerConfig,
-    pub(super) counters: Arc<Counters>,
+    pub(super) counters: Counters,
     exports: Arc<ExportList<D>>,
     workers: WorkersHandle,
-    next_worker: AtomicUsize,
     is_stopping: AtomicBool,
     stop: Event,
     open: Mutex<Open>,
@@ -76,10 +75,16 @@ pub(super) struct Shared<D> {
 }
 
 /// What has to end before the server has.
-#[derive(Default)]
 struct Open {
     listeners: usize,
-    connections: usize,
+    /// Connections of each worker.
+    connections: Box<[usize]>,
+}
+
+impl Open {
+    fn connections(&self) -> usize {
+        self.connections.iter().sum()
+    }
 }
 
 impl<D> Shared<D> {
@@ -96,15 +101,13 @@ impl<D> Shared<D> {
     }
 
     fn count(&self, change: impl FnOnce(&mut Open)) {
-        // The two numbers are valid between any two statements, so a poisoned lock is usable.
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut open);
-        drop(open);
+        change(&mut self.open());
         self.closed.notify_all();
     }
 
-    fn connections_open(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).connections
+    /// The numbers are valid between any two statements, so a poisoned lock is usable.
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -116,9 +119,9 @@ pub struct Server<D> {
 impl<D: Device> Server<D> {
     /// Starts to serve `exports` on `listeners`, each on one of the workers.
     ///
-    /// A connection takes up to `in_flight_max + 4` tasks of its worker: the workers' `tasks_max`
-    /// has to hold as many for each connection it may get, which is `connections_max` divided by
-    /// the number of workers, rounded up, and a few more for the listeners.
+    /// A connection takes three tasks of its worker and one more for each request in flight. Where
+    /// the workers' `tasks_max` does not hold all of them, requests of a connection wait for each
+    /// other, and a new connection may be turned away.
     #[must_use]
     pub fn start(
         exports: Arc<ExportList<D>>,
@@ -126,15 +129,16 @@ impl<D: Device> Server<D> {
         workers: &WorkersHandle,
         config: ServerConfig,
     ) -> Self {
+        // Less than one of each would serve nobody.
+        let config = ServerConfig { in_flight_max: config.in_flight_max.max(1), ..config };
         let shared = Arc::new(Shared {
             config,
-            counters: Arc::default(),
+            counters: Counters::default(),
             exports,
             workers: workers.clone(),
-            next_worker: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
             stop: Event::new(),
-            open: Mutex::default(),
+            open: Mutex::new(Open { listeners: 0, connections: vec![0; workers.count()].into() }),
             closed: Condvar::new(),
         });
         for (index, listener) in listeners.into_iter().enumerate() {
@@ -148,7 +152,7 @@ impl<D: Device> Server<D> {
     /// Figures since the start.
     #[must_use]
     pub fn stats(&self) -> ServerStats {
-        self.shared.counters.snapshot(self.shared.connections_open())
+        self.shared.counters.snapshot(self.shared.open().connections())
     }
 
     /// Stops: listeners close, handshakes are dropped, requests in flight get
@@ -162,12 +166,12 @@ impl<D: Device> Server<D> {
         shared.stop.notify_all();
         let patience = shared.config.stop_duration_max() * 2 + Duration::from_secs(1);
         let deadline = Instant::now() + patience;
-        let mut open = shared.open.lock().unwrap_or_else(PoisonError::into_inner);
-        while open.listeners + open.connections > 0 {
+        let mut open = shared.open();
+        while open.listeners + open.connections() > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 tracing::warn!(
-                    connections = open.connections,
+                    connections = open.connections(),
                     "nbd server stopped with requests that the disk never answered"
                 );
                 return;
@@ -198,48 +202,49 @@ async fn accept_all<D: Device>(listener: Listener, server: Arc<Shared<D>>) {
 fn admit<D: Device>(server: &Arc<Shared<D>>, stream: Stream, peer: PeerName) {
     let Some(place) = OpenConnection::new(server) else {
         server.counters.count_refused();
-        tracing::warn!(%peer, max = server.config.connections_max, "nbd client turned away: too many connections");
+        let max = server.config.connections_max;
+        tracing::warn!(%peer, max, "nbd client turned away: too many connections");
         return;
     };
     server.counters.count_accepted();
-    // Relaxed: the number only spreads connections, nothing hangs on its order.
-    let worker = server.next_worker.fetch_add(1, Ordering::Relaxed);
-    server.workers.spawn_on(worker, move || async move {
-        welcome(&place.server, stream, peer).await;
-    });
+    server.workers.spawn_on(place.worker, move || welcome(place, stream, peer));
 }
 
 /// Counts a connection as open for as long as it lives, also when its worker never starts it.
-struct OpenConnection<D> {
-    server: Arc<Shared<D>>,
+pub(super) struct OpenConnection<D> {
+    pub(super) server: Arc<Shared<D>>,
+    worker: usize,
 }
 
 impl<D> OpenConnection<D> {
-    /// `None` when `connections_max` are open.
+    /// A place on the worker that has the fewest; `None` when `connections_max` are open.
     fn new(server: &Arc<Shared<D>>) -> Option<Self> {
-        let mut open = server.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.connections >= server.config.connections_max {
+        let mut open = server.open();
+        if open.connections() >= server.config.connections_max {
             return None;
         }
-        open.connections += 1;
+        let (worker, count) =
+            open.connections.iter_mut().enumerate().min_by_key(|(_, count)| **count)?;
+        *count += 1;
         drop(open);
-        Some(Self { server: Arc::clone(server) })
+        Some(Self { server: Arc::clone(server), worker })
     }
 }
 
 impl<D> Drop for OpenConnection<D> {
     fn drop(&mut self) {
-        self.server.count(|open| open.connections -= 1);
+        self.server.count(|open| open.connections[self.worker] -= 1);
     }
 }
 
 /// The whole life of a connection.
-async fn welcome<D: Device>(server: &Arc<Shared<D>>, stream: Stream, peer: PeerName) {
-    let (result, export) = match choose(server, &stream).await {
+async fn welcome<D: Device>(place: OpenConnection<D>, stream: Stream, peer: PeerName) {
+    let server = Arc::clone(&place.server);
+    let (result, export) = match choose(&server, &stream).await {
         Ok(Some((export, negotiated))) => {
             let name = export.name.clone();
             tracing::debug!(%peer, export = name, ?negotiated, "nbd client attached");
-            (serve(stream, export, negotiated, server).await, name)
+            (serve(stream, export, negotiated, place).await, name)
         }
         Ok(None) => (Ok(()), String::new()),
         Err(error) => (Err(error), String::new()),
@@ -248,7 +253,10 @@ async fn welcome<D: Device>(server: &Arc<Shared<D>>, stream: Stream, peer: PeerN
         Ok(()) => tracing::debug!(%peer, export, "nbd client left"),
         Err(reason @ ConnectionError::Violation(_)) => {
             server.counters.count_violation();
-            tracing::warn!(%peer, export, %reason, "nbd client broke the protocol, connection closed");
+            tracing::warn!(%peer, export, %reason, "nbd client broke the protocol, cut off");
+        }
+        Err(reason @ ConnectionError::WorkerFull) => {
+            tracing::warn!(%peer, export, %reason, "nbd client turned away");
         }
         Err(reason) => tracing::info!(%peer, export, %reason, "nbd connection ended"),
     }

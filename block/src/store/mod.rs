@@ -32,7 +32,7 @@ pub struct StoreGeometry {
     pub io_align_bytes: u32,
     /// Unit of the addresses of buffers, in bytes (a power of two, at most 4096).
     pub mem_align_bytes: u32,
-    /// [`Store::punch`] frees space.
+    /// [`Store::punch`] can be expected to work; a device may still find out later that it can't.
     pub discard: bool,
     /// Only reads succeed.
     pub read_only: bool,

@@ -3,12 +3,13 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::StoreGeometry;
+use crate::chunk::Chunk;
 
 /// Largest unit of direct I/O that is used; a device with a larger one goes through the page
 /// cache.
@@ -94,15 +95,6 @@ pub(super) fn open(path: &Path, mode: OpenMode) -> Result<Opened, StoreError> {
     let file = open_with(path, mode, base_flags)?;
     let inspect =
         |what| move |source: io::Error| StoreError::Inspect { path: path.to_owned(), what, source };
-    let size_bytes = size_of(&file, block_device).map_err(inspect("finding out its size"))?;
-    if size_bytes == 0 {
-        return Err(StoreError::Empty { path: path.to_owned() });
-    }
-    let limits = direct_limits(&file, block_device)
-        .map_err(inspect("finding out its unit of direct I/O"))?
-        .filter(|limits| limits.suit(size_bytes));
-    // The descriptor is changed to direct I/O, not opened again, so that the lock stays on it.
-    let direct = limits.is_some() && set_direct(&file);
     let lock = match mode {
         OpenMode::ReadWrite => FlockArg::LockExclusiveNonblock,
         OpenMode::ReadOnly => FlockArg::LockSharedNonblock,
@@ -111,12 +103,24 @@ pub(super) fn open(path: &Path, mode: OpenMode) -> Result<Opened, StoreError> {
         nix::errno::Errno::EWOULDBLOCK => StoreError::InUse { path: path.to_owned() },
         other => inspect("locking it")(other.into()),
     })?;
-    let limits = limits.filter(|_| direct).unwrap_or(Limits { io_bytes: 1, mem_bytes: 1 });
+    let size_bytes = size_of(&file, block_device).map_err(inspect("finding out its size"))?;
+    if size_bytes == 0 {
+        return Err(StoreError::Empty { path: path.to_owned() });
+    }
+    let limits = direct_limits(&file, block_device)
+        .map_err(inspect("finding out its unit of direct I/O"))?
+        .filter(|limits| limits.suit(size_bytes));
+    // The descriptor is changed to direct I/O, not opened again, so that the lock stays on it.
+    let direct = limits.is_some_and(|limits| set_direct(&file, limits));
+    let (io_align_bytes, mem_align_bytes) = match limits {
+        Some(limits) if direct => (limits.io_bytes, limits.mem_bytes),
+        _ => (1, 1),
+    };
     let punches = !block_device || zeroes_without_writing(&file);
     let geometry = StoreGeometry {
         size_bytes,
-        io_align_bytes: limits.io_bytes,
-        mem_align_bytes: limits.mem_bytes,
+        io_align_bytes,
+        mem_align_bytes,
         discard: punches && mode == OpenMode::ReadWrite,
         read_only: mode == OpenMode::ReadOnly,
     };
@@ -150,6 +154,8 @@ fn size_of(file: &File, block_device: bool) -> io::Result<u64> {
 struct Limits {
     io_bytes: u32,
     mem_bytes: u32,
+    /// The kernel names them for this very file.
+    certain: bool,
 }
 
 impl Limits {
@@ -179,20 +185,27 @@ fn direct_limits(file: &File, block_device: bool) -> io::Result<Option<Limits>> 
         return Err(io::Error::last_os_error());
     }
     if found.stx_mask & libc::STATX_DIOALIGN != 0 {
-        let limits =
-            Limits { io_bytes: found.stx_dio_offset_align, mem_bytes: found.stx_dio_mem_align };
+        let limits = Limits {
+            io_bytes: found.stx_dio_offset_align,
+            mem_bytes: found.stx_dio_mem_align,
+            certain: true,
+        };
         return Ok((limits.io_bytes != 0).then_some(limits));
     }
     // A kernel or file system that does not tell: the logical block of a device is always
     // enough, and 4096 bytes are for any file.
     if !block_device {
-        return Ok(Some(Limits { io_bytes: ALIGN_BYTES_MAX, mem_bytes: ALIGN_BYTES_MAX }));
+        return Ok(Some(Limits {
+            io_bytes: ALIGN_BYTES_MAX,
+            mem_bytes: ALIGN_BYTES_MAX,
+            certain: false,
+        }));
     }
     let mut logical: libc::c_int = 0;
     // SAFETY: the call writes one int to the address, which is that of a local variable.
     unsafe { logical_block_bytes(file.as_raw_fd(), &raw mut logical) }?;
     let logical = logical.unsigned_abs();
-    Ok(Some(Limits { io_bytes: logical, mem_bytes: logical }))
+    Ok(Some(Limits { io_bytes: logical, mem_bytes: logical, certain: false }))
 }
 
 /// True when the block device says that it can zero a range without being sent the zeroes.
@@ -207,11 +220,21 @@ fn zeroes_without_writing(file: &File) -> bool {
     })
 }
 
-/// Switches the descriptor to direct I/O; false when the file system refuses.
-fn set_direct(file: &File) -> bool {
+/// Switches the descriptor to direct I/O, and tries it where that is not certain; false when the file system refuses.
+fn set_direct(file: &File, limits: Limits) -> bool {
     // SAFETY: these calls take integers only.
-    unsafe {
-        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
-        flags >= 0 && libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT) == 0
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    let set = |flags: libc::c_int| {
+        // SAFETY: as above.
+        flags >= 0 && unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags) } == 0
+    };
+    if !set(flags | libc::O_DIRECT) {
+        return false;
     }
+    // Some file systems accept the flag and then refuse every read. Other errors are those of
+    // the medium and will be met, and reported, by whoever reads there.
+    let mut unit = Chunk::zeroed(limits.io_bytes as usize);
+    let refused = |error: io::Error| error.raw_os_error() == Some(libc::EINVAL);
+    let works = limits.certain || !file.read_at(unit.as_mut_slice(), 0).is_err_and(refused);
+    works || !set(flags)
 }

@@ -110,7 +110,7 @@ pub trait StorageFile: Send + Sync + 'static {
     ///
     /// # Errors
     /// The operating system's.
-    fn len(&self) -> io::Result<u64>;
+    fn len_bytes(&self) -> io::Result<u64>;
 
     /// Cuts or grows (with a hole) the file.
     ///

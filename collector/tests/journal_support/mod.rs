@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test uses a part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+pub(crate) mod golden;
+
 use tidemark_collector::error::JournalError;
 use tidemark_collector::journal::{Journal, JournalIdentity};
 use tidemark_collector::storage::Storage;

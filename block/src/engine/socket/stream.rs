@@ -158,7 +158,7 @@ impl Stream {
         next: Chunk,
     ) -> (io::Result<usize>, P, Chunk) {
         let mut operation = RecvPair::new(self.fd.as_fd(), payload, next);
-        let payload_len = operation.payload.as_raw().1;
+        let payload_len = operation.payload.bytes_mut().len();
         while operation.filled < payload_len {
             let (result, back) = Op::new(operation).await;
             operation = back;
@@ -241,13 +241,15 @@ impl<'a, P: Payload> RecvPair<'a, P> {
 }
 
 // SAFETY: the entry points to `message`, which points to `vectors`, both inside the operation;
-// those point to the payload's memory, valid while the payload lives, and to that of `next`.
+// those point to the memory of `next` and to what `bytes_mut` lent. That may be inside the
+// payload, which does not move and runs no code of its own until the completion, or owned by it.
 unsafe impl<P: Payload> Operation for RecvPair<'_, P> {
     fn entry(&mut self) -> squeue::Entry {
-        let (start, len) = self.payload.as_raw();
-        let filled = self.filled.min(len);
+        let bytes = self.payload.bytes_mut();
+        let filled = self.filled.min(bytes.len());
+        let rest = &mut bytes[filled..];
         self.vectors = [
-            libc::iovec { iov_base: start.wrapping_add(filled).cast(), iov_len: len - filled },
+            libc::iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() },
             libc::iovec { iov_base: self.next.as_ptr().cast(), iov_len: self.next.len() },
         ];
         self.message.msg_iov = self.vectors.as_mut_ptr();
