@@ -33,7 +33,7 @@ impl History for Fake {
 
     fn at_time(&self, time: WallMicros) -> Result<Option<(Seq, WallMicros)>> {
         let seqs = (1..=self.durable / 10).map(|n| n * 10);
-        Ok(seqs.filter(|seq| time_of(*seq) <= time).next_back().map(|seq| (Seq(seq), time_of(seq))))
+        Ok(seqs.rev().find(|seq| time_of(*seq) <= time).map(|seq| (Seq(seq), time_of(seq))))
     }
 
     fn offerable(&self, seq: Seq) -> std::result::Result<(), NotOffered> {
