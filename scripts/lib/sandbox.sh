@@ -192,7 +192,7 @@ data_dir = "$SANDBOX/collector"
 listen = ["unix:$SANDBOX/ingest.sock"]
 control_socket = "$CONTROL_SOCKET"
 TOML
-    daemon_start collector "$TIDEMARK_BIN/tidemark-collector" run --config "$SANDBOX/collector.toml"
+    daemon_start collector "$TIDEMARK_BIN/tidemark-collector" --config "$SANDBOX/collector.toml"
     daemon_ready collector "$TIDEMARK_BIN/tidemark" status
 }
 
