@@ -1,5 +1,7 @@
 //! The seam to time: the core asks a [`Clock`], so that a simulation can own it.
 
+#![allow(clippy::disallowed_methods, reason = "this is the seam to time")]
+
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidemark_wire::WallMicros;

@@ -1,7 +1,7 @@
 //! Copies a whole volume into the stream under live writes: the first copy for a collector that
 //! has none, and the one that closes a gap.
 //!
-//! One task per volume waits until a copy is wanted ([`crate::volume::capture`]). It puts a gap
+//! One task per volume waits until a copy is wanted ([`crate::capture::phase`]). It puts a gap
 //! record (unless the collector's image is empty) and a resync-begin record in the stream, turns
 //! the capture on, and then walks over the volume: it locks a range, reads it from the backing
 //! store, and claims a read-back record for it while it still holds the lock. A write to the
@@ -18,12 +18,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidemark_block::store::Store;
 use tidemark_block::{ByteRange, PAYLOAD_BYTES_MAX, StatusExtent};
-use tidemark_wire::body::Resync;
+use tidemark_wire::body::{GapReason, Resync};
 use tidemark_wire::{RecordKind, Seq};
 use zerocopy::IntoBytes;
 
+use crate::capture::phase::{CopyCause, CopyRound};
 use crate::random::Random;
-use crate::volume::capture::{CopyCause, CopyRound};
 use crate::volume::{Volume, range_spec};
 
 /// Longest range that is looked at and recorded as zeroes in one step.
@@ -40,7 +40,7 @@ enum Round {
 
 /// Makes every copy of the volume that is wanted, until the volume is taken down.
 pub async fn run<S: Store>(volume: Arc<Volume<S>>, random: Arc<dyn Random>) {
-    while let Some((cause, round)) = volume.capture().wanted().await {
+    while let Some((cause, round)) = volume.capture().phases().wanted().await {
         room(&volume, round).await;
         let mut copy = Copy { volume: &volume, cause, round, id: random.bytes() };
         if !copy.begin() {
@@ -60,12 +60,12 @@ pub async fn run<S: Store>(volume: Arc<Volume<S>>, random: Arc<dyn Random>) {
                 volume = volume.name(),
                 "copy ends: {} bytes looked at, {} sent; the volume is whole at the collector \
                  when this is acknowledged",
-                volume.progress().done_bytes.load(Ordering::Relaxed),
-                volume.progress().sent_bytes.load(Ordering::Relaxed)
+                volume.capture().progress().done_bytes.load(Ordering::Relaxed),
+                volume.capture().progress().sent_bytes.load(Ordering::Relaxed)
             ),
             Round::Outdated => tracing::info!(volume = volume.name(), "copy begins anew"),
             Round::RingFull => {
-                volume.lose_capture(tidemark_wire::body::GapReason::RingFull);
+                volume.capture().lose(GapReason::RingFull);
             }
         }
     }
@@ -74,8 +74,10 @@ pub async fn run<S: Store>(volume: Arc<Volume<S>>, random: Arc<dyn Random>) {
 /// Waits until at most half of the ring is in use, or the round is outdated.
 async fn room<S: Store>(volume: &Volume<S>, round: CopyRound) {
     loop {
-        let released = volume.released().wait();
-        if !volume.ring().used().is_beyond_half() || !volume.capture().is_current(round) {
+        let released = volume.capture().released().wait();
+        if !volume.capture().ring().used().is_beyond_half()
+            || !volume.capture().phases().is_current(round)
+        {
             return;
         }
         released.await;
@@ -91,21 +93,21 @@ struct Copy<'a, S> {
 
 impl<S: Store> Copy<'_, S> {
     fn begin(&mut self) -> bool {
-        let progress = self.volume.progress();
+        let progress = self.volume.capture().progress();
         // Relaxed: figures for people, no other memory depends on them.
         progress.done_bytes.store(0, Ordering::Relaxed);
         progress.sent_bytes.store(0, Ordering::Relaxed);
         progress.total_bytes.store(self.volume.size_bytes(), Ordering::Relaxed);
         let body = self.body(0);
-        self.volume.capture().begin(self.round, || {
+        self.volume.capture().phases().begin(self.round, || {
             let gap = match self.cause {
                 CopyCause::Initial => None,
                 CopyCause::Gap(reason) => {
-                    Some(self.volume.stamp(RecordKind::Gap, reason as u64, &[])?)
+                    Some(self.volume.capture().stamp(RecordKind::Gap, reason as u64, &[])?)
                 }
             };
-            let begin = self.volume.stamp(RecordKind::ResyncBegin, 0, body.as_bytes())?;
-            self.volume.ring().turn_capture_on();
+            let begin = self.volume.capture().stamp(RecordKind::ResyncBegin, 0, body.as_bytes())?;
+            self.volume.capture().ring().turn_capture_on();
             Some(gap.unwrap_or(begin))
         })
     }
@@ -115,20 +117,24 @@ impl<S: Store> Copy<'_, S> {
         let mut at = 0;
         while at < size {
             room(self.volume, self.round).await;
-            if !self.volume.capture().is_current(self.round) {
+            if !self.volume.capture().phases().is_current(self.round) {
                 return Round::Outdated;
             }
             match self.step(at, size).await {
                 Some(next) => at = next,
                 None => return Round::RingFull,
             }
-            self.volume.progress().done_bytes.store(at, Ordering::Relaxed);
+            self.volume.capture().progress().done_bytes.store(at, Ordering::Relaxed);
         }
         let end = || -> Option<Seq> {
-            let sent = self.volume.progress().sent_bytes.load(Ordering::Relaxed);
-            self.volume.stamp(RecordKind::ResyncEnd, 0, self.body(sent).as_bytes())
+            let sent = self.volume.capture().progress().sent_bytes.load(Ordering::Relaxed);
+            self.volume.capture().stamp(RecordKind::ResyncEnd, 0, self.body(sent).as_bytes())
         };
-        if self.volume.capture().end(self.round, end) { Round::Done } else { Round::RingFull }
+        if self.volume.capture().phases().end(self.round, end) {
+            Round::Done
+        } else {
+            Round::RingFull
+        }
     }
 
     /// Brings the range from `at` on into the stream and gives its end; `None` when the ring is
@@ -147,7 +153,7 @@ impl<S: Store> Copy<'_, S> {
         let done = self.volume.copy_back(piece, self.cause == CopyCause::Initial).await;
         drop(held);
         done.map(|sent| {
-            add(&self.volume.progress().sent_bytes, sent);
+            add(&self.volume.capture().progress().sent_bytes, sent);
             piece.end()
         })
     }
@@ -163,7 +169,7 @@ impl<S: Store> Copy<'_, S> {
             return true;
         }
         let spec = range_spec(RecordKind::WriteZeroes, range, 0);
-        let record = self.volume.ring().claim(&spec, None).ok();
+        let record = self.volume.capture().ring().claim(&spec, None).ok();
         record.map(|record| record.commit()).is_some()
     }
 

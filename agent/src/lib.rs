@@ -2,9 +2,11 @@
 //!
 //! The way of a write: a frontend of `tidemark_block` calls the [`volume`], which puts a record
 //! into the change [`ring`] while the backing store writes; the [`shipper`] takes it from there
-//! to the collector. [`copy`] brings a collector level that has no copy, or a gap. [`state`] is
+//! to the collector. [`capture`] is the stream that they share: the ring, and whether every
+//! change is in it. [`copy`] brings a collector level that has no copy, or a gap. [`state`] is
 //! what is kept across restarts. [`daemon`] puts it all together.
 
+pub mod capture;
 pub mod clock;
 pub mod config;
 pub mod copy;

@@ -12,6 +12,7 @@ pub trait Random: Send + Sync + 'static {
 pub struct SystemSource(SystemRandom);
 
 impl Default for SystemSource {
+    #[allow(clippy::disallowed_methods, reason = "this is the seam to randomness")]
     fn default() -> Self {
         Self(SystemRandom::new())
     }

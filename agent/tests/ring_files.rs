@@ -1,10 +1,13 @@
 //! The ring's file: what is refused and why, and what a kill at each step leaves behind.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 mod ring_support;
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use nix::sys::statfs::TMPFS_MAGIC;
 use ring_support::*;
 use tidemark_agent::ring::dump::{self, EntryState};
 use tidemark_agent::ring::{Mlock, Next, Ring, RingErrorKind as Kind, format};
@@ -90,12 +93,6 @@ fn places_sizes_and_owners_that_can_not_be_are_refused() {
         assert!(kind == Kind::Size && text.contains("ring_slots"), "{text}");
     }
     assert!(!path.exists());
-    let on_disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder on disk");
-    let wrong = on_disk.path().join("ring");
-    let (kind, text) = kind_of(&wrong, small()).expect("refused");
-    assert!(kind == Kind::NotTmpfs && text.contains("/dev/shm"), "{text}");
-    assert!(!wrong.exists(), "nothing is left behind");
-
     let ring = create(&path, &small()).expect("a new ring");
     assert_eq!(kind_of(&path, small()).expect("refused").0, Kind::Exists);
     assert_eq!(open(&path, &small()).err().expect("refused").kind, Kind::InUse);
@@ -103,6 +100,23 @@ fn places_sizes_and_owners_that_can_not_be_are_refused() {
     drop(ring);
     Ring::discard(&path).expect("nobody uses it");
     assert_eq!(Ring::discard(&path).expect_err("gone").kind, Kind::Missing);
+}
+
+#[test]
+fn a_folder_that_is_not_on_tmpfs_is_refused() {
+    let on_disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    if nix::sys::statfs::statfs(on_disk.path()).expect("exists").filesystem_type() == TMPFS_MAGIC {
+        println!("skipped: the target folder is on tmpfs itself");
+        return;
+    }
+    let path = on_disk.path().join("ring");
+    let error = create(&path, &small()).err().expect("refused");
+    let text = error.to_string();
+    assert!(error.kind == Kind::NotTmpfs && text.contains("/dev/shm"), "{text}");
+    assert!(text.contains(&*path.to_string_lossy()));
+    assert!(!path.exists(), "nothing is left behind");
+    std::fs::write(&path, []).expect("a file");
+    refused(&path, Kind::NotTmpfs, "/dev/shm");
 }
 
 #[test]
@@ -146,6 +160,21 @@ fn a_kill_at_each_step_of_a_write_leaves_what_the_documentation_says() {
     let (_, recovery) = open(&copy, &small()).expect("after a clean stop");
     assert_eq!((recovery.kept, recovery.in_flight.len(), recovery.last_seq), (0, 0, Seq(3)));
     in_flight.commit();
+}
+
+#[test]
+fn a_record_dropped_in_flight_is_read_back_by_the_next_agent() {
+    let dir = tmpfs_dir();
+    let path = dir.path().join("ring");
+    let ring = create(&path, &small()).expect("a new ring");
+    drop(push(&ring, 512, 4096, 1).expect("room"));
+    push(&ring, 8192, 100, 1).expect("room").commit();
+    let mut consumer = ring.consumer().expect("nobody has the role");
+    assert!(matches!(consumer.next(), Next::InFlight), "nobody knows whether it took effect");
+    drop((consumer, ring));
+    let (_, recovery) = open(&path, &small()).expect("opens");
+    assert_eq!(recovery.in_flight, [ByteRange::new(512, 4096).expect("fits")]);
+    assert_eq!(recovery.kept, 1);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p tidemark-agent --test ring_loom --release`, with a
 //! target folder of its own.
+
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
 #![cfg(loom)]
 
 use loom::cell::UnsafeCell;
@@ -17,7 +19,7 @@ use tidemark_wire::{Seq, WallMicros};
 
 const NO_LIMIT: Seq = Seq(1 << 40);
 
-/// The words of a ring, and for each slot a cell that loom checks for races.
+/// The words of a ring, one page, and for each slot a cell that loom checks for races.
 struct Model {
     tail: AtomicU64,
     head: AtomicU64,
@@ -25,6 +27,7 @@ struct Model {
     last_time: AtomicU64,
     stamps: Vec<AtomicU64>,
     slots: Vec<UnsafeCell<u64>>,
+    pages: Pages<AtomicU64>,
     wanted: AtomicU64,
     sleeping: AtomicU32,
 }
@@ -39,6 +42,7 @@ impl Model {
             last_time: AtomicU64::new(0),
             stamps: (0..slots).map(free).collect(),
             slots: (0..slots).map(|_| UnsafeCell::new(0)).collect(),
+            pages: Pages::new(vec![AtomicU64::new(u64::MAX << 1)].into()),
             wanted: AtomicU64::new(0),
             sleeping: AtomicU32::new(AWAKE),
         }
@@ -72,7 +76,7 @@ impl Model {
         let slot = self.order().slot(ticket);
         // SAFETY: a finished ticket belongs to the consumer; loom panics if it does not.
         let value = self.slots[slot].with(|cell| unsafe { *cell });
-        self.order().release(ticket);
+        self.order().release(ticket, None, &self.pages);
         Ok((found == Found::Committed).then_some(value))
     }
 }
@@ -113,7 +117,7 @@ fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
 
 #[test]
 fn two_producers_and_the_consumer_share_slots_without_a_race() {
-    check(2, || {
+    check(3, || {
         let ring = Arc::new(Model::new(2));
         let producers = [Outcome::Committed, Outcome::Void].map(|outcome| {
             let ring = Arc::clone(&ring);
@@ -143,7 +147,7 @@ fn two_producers_and_the_consumer_share_slots_without_a_race() {
 
 #[test]
 fn records_wrap_around_in_order() {
-    check(3, || {
+    check(4, || {
         let ring = Arc::new(Model::new(2));
         let producer = {
             let ring = Arc::clone(&ring);
@@ -176,7 +180,7 @@ fn records_wrap_around_in_order() {
 #[test]
 fn a_producer_that_stops_anywhere_keeps_no_other_from_pushing() {
     for filled in [false, true] {
-        check(3, move || {
+        check(4, move || {
             let ring = Arc::new(Model::new(2));
             let stopped = {
                 let ring = Arc::clone(&ring);
@@ -200,7 +204,7 @@ fn a_producer_that_stops_anywhere_keeps_no_other_from_pushing() {
 
 #[test]
 fn numbers_and_times_rise_with_tickets_whoever_raises_them() {
-    check(2, || {
+    check(3, || {
         let ring = Arc::new(Model::new(4));
         let other = {
             let ring = Arc::clone(&ring);
@@ -227,7 +231,7 @@ fn numbers_and_times_rise_with_tickets_whoever_raises_them() {
 
 #[test]
 fn no_page_has_two_owners() {
-    check(3, || {
+    check(4, || {
         let words = vec![AtomicU64::new(u64::MAX << 3)].into_boxed_slice();
         let pages = Arc::new(Pages::new(words));
         let cells: Arc<Vec<_>> = Arc::new((0..3).map(|_| UnsafeCell::new(0)).collect());
@@ -248,6 +252,39 @@ fn no_page_has_two_owners() {
             thread.join().expect("no panic");
         }
         assert_eq!(pages.used(), 61);
+    });
+}
+
+/// What a kill, or the independent reader, may find at any instant: a thread that only looks
+/// never sees a committed stamp over the bytes of another record.
+#[test]
+fn no_committed_stamp_stands_over_anothers_page() {
+    check(4, || {
+        let ring = Arc::new(Model::new(2));
+        let page = Arc::new(AtomicU64::new(0));
+        let run = ring.pages.allocate(1, 0).expect("one page");
+        page.store(1, Ordering::Release);
+        let first = ring.push(1).expect("room").ticket;
+        ring.order().finish(first, Outcome::Committed);
+        let consumer = {
+            let ring = Arc::clone(&ring);
+            thread::spawn(move || ring.order().release(first, Some(run), &ring.pages))
+        };
+        let producer = {
+            let (ring, page) = (Arc::clone(&ring), Arc::clone(&page));
+            thread::spawn(move || {
+                if ring.pages.allocate(1, 0).is_some() {
+                    page.store(2, Ordering::Release);
+                }
+            })
+        };
+        let before = ring.order().find(first);
+        let bytes = page.load(Ordering::Acquire);
+        if before == Found::Committed && ring.order().find(first) == Found::Committed {
+            assert_eq!(bytes, 1);
+        }
+        consumer.join().expect("no panic");
+        producer.join().expect("no panic");
     });
 }
 
@@ -274,7 +311,7 @@ impl Parking<AtomicU32> for ModelFutex {
 /// A wake-up that is lost leaves the consumer asleep for good, which loom calls a deadlock.
 #[test]
 fn no_wakeup_is_lost() {
-    check(3, || {
+    check(4, || {
         let ring = Arc::new(Model::new(2));
         let futex = Arc::new(ModelFutex { lock: Mutex::new(()), woken: Condvar::new() });
         let producer = {

@@ -1,9 +1,11 @@
-//! The ring against a model of it, step by step on one thread.
+//! The ring against a model of it, step by step on one thread, and what a kill then leaves.
+
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
 
 mod ring_support;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::path::Path;
 
 use proptest::prelude::*;
 use ring_support::*;
@@ -74,9 +76,8 @@ fn pages_of(offset: u64, len: usize) -> u32 {
 }
 
 impl Pair {
-    fn new() -> Self {
-        let ring = Ring::in_memory(&small(), Seq(1), Arc::new(StillClock(5))).expect("memory");
-        ring.set_seq_limit(NO_LIMIT);
+    fn new(path: &Path) -> Self {
+        let ring = create(path, &small()).expect("a new ring");
         let consumer = ring.consumer().expect("the first");
         assert!(ring.consumer().is_none(), "one at a time");
         Self {
@@ -179,6 +180,28 @@ impl Pair {
             .unwrap_or(self.records.len());
     }
 
+    /// What a kill now would leave: the model's records, and nothing else.
+    fn check_kill(&self, path: &Path) {
+        let (ring, recovery) =
+            open(&as_after_kill(path), &small()).expect("a kill damages nothing");
+        let of = |state| self.records.iter().filter(move |r| r.state == state);
+        assert_eq!(recovery.kept, of(ModelState::Committed).count() as u64);
+        let starts: Vec<_> = recovery.in_flight.iter().map(|range| range.start()).collect();
+        let writes = of(ModelState::InFlight).filter(|r| !r.payload.is_empty());
+        assert_eq!(starts, writes.map(|r| r.offset).collect::<Vec<_>>());
+        assert_eq!(ring.used().pages_used, self.records.iter().map(|r| r.pages).sum::<u32>());
+        assert_eq!(ring.used().slots_used as usize, self.records.len());
+        assert_eq!(ring.next_seq(), Seq(self.next_seq));
+        ring.settle(recovery);
+        let mut consumer = ring.consumer().expect("nobody has the role");
+        for record in of(ModelState::Committed) {
+            let Next::Record(found) = consumer.next() else { panic!("{} is lost", record.seq) };
+            assert_eq!(found.header.seq(), Seq(record.seq));
+            assert_eq!(found.payload, record.payload);
+        }
+        assert!(matches!(consumer.next(), Next::Empty));
+    }
+
     fn apply(&mut self, step: Step) {
         match step {
             Step::Reserve { offset, len, seed } => match self.ring.reserve(offset, len) {
@@ -223,10 +246,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
     #[test]
     fn the_ring_does_what_its_model_does(steps in prop::collection::vec(step(), 1..200)) {
-        let mut pair = Pair::new();
+        let dir = tmpfs_dir();
+        let path = dir.path().join("ring");
+        let mut pair = Pair::new(&path);
         for step in steps {
             pair.apply(step);
         }
+        pair.check_kill(&path);
         while !pair.in_flight.is_empty() {
             pair.end(0, ModelState::Committed);
         }

@@ -7,6 +7,12 @@
 //! - [`exports`]: the disks served, by name;
 //! - [`nbd`]: the NBD server; [`fuse`]: the directory with one file per disk.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "engine and frontends stand before the kernel, outside of what is simulated: the \
+              simulator replaces them at the traits Store and Device"
+)]
+
 pub mod chunk;
 pub mod device;
 pub mod engine;
@@ -21,7 +27,7 @@ pub mod store;
 pub use chunk::{Chunk, ChunkOwner};
 pub use device::{
     Device, DeviceError, Durability, Geometry, PAYLOAD_BYTES_MAX, Payload, StatusExtent,
-    ZeroOptions, check_range,
+    ZeroOptions, check_range, check_read,
 };
 pub use exports::{Export, ExportError, ExportList};
 pub use range::ByteRange;

@@ -87,7 +87,7 @@ impl ByteRange {
     /// True when both ends are multiples of `unit`.
     #[must_use]
     pub const fn is_aligned(self, unit: u64) -> bool {
-        self.start % unit == 0 && self.end % unit == 0
+        self.start.is_multiple_of(unit) && self.end.is_multiple_of(unit)
     }
 }
 

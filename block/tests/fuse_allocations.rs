@@ -2,6 +2,8 @@
 //!
 //! Alone in its test binary, since the counter sees every thread of the process.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;

@@ -1,5 +1,6 @@
 //! The FUSE directory through the kernel: what programs see of its files.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod fuse_support;

@@ -4,6 +4,7 @@
 //! The disk is served by threads of this process, while everything that could wait for it (making,
 //! mounting and checking the file system) is done by child processes.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod fuse_support;

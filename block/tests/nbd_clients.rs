@@ -1,6 +1,8 @@
 //! The NBD server under clients that other people wrote. One that is not installed is reported as
 //! skipped.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 mod nbd_support;
 
 use std::io::{Read, Seek, SeekFrom, Write};

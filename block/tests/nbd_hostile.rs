@@ -1,6 +1,8 @@
 //! Peers that break the protocol, flood, stall or vanish; and the stop of a server in the middle
 //! of work.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 mod nbd_support;
 
 use std::io::Write;

@@ -1,5 +1,7 @@
 //! The handshake, option by option, over a raw socket.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 mod nbd_support;
 
 use nbd_support::{Client, Fixture, MemoryDisk, OptionReply, Shape, cmd, err, flag, opt, rep};

@@ -1,5 +1,7 @@
 //! Reads and writes of 4 KiB allocate nothing once a connection has warmed up.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 mod nbd_support;
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,5 +1,7 @@
 //! The transmission phase, command by command and error by error, over a raw socket.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
+
 mod nbd_support;
 
 use std::io::Read;

@@ -13,21 +13,19 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Journals the changes of protected disks and gives back any state of them.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    /// The configuration; without it /etc/tidemark/collector.toml, where every key has a default
+    /// and the file may be missing. Without a command the daemon runs in the foreground until
+    /// SIGTERM or SIGINT.
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the daemon in the foreground until SIGTERM or SIGINT.
-    Run {
-        /// The configuration; without it /etc/tidemark/collector.toml, where every key has a
-        /// default and the file may be missing.
-        #[arg(long, value_name = "PATH")]
-        config: Option<PathBuf>,
-    },
     /// Says what is in a segment file of a journal, and whether it is whole.
     Inspect {
         /// The segment file.
@@ -36,9 +34,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match Arguments::parse().command {
-        Command::Run { config } => run(config.as_deref()),
-        Command::Inspect { file } => inspect(&file),
+    let arguments = Arguments::parse();
+    match arguments.command {
+        None => run(arguments.config.as_deref()),
+        Some(Command::Inspect { file }) => inspect(&file),
     }
 }
 

@@ -3,6 +3,8 @@
 //! The daemon passes [`SystemClock`] and [`SystemRandom`] down; the simulator passes its own.
 //! Nothing else in the collector asks the operating system for either.
 
+#![allow(clippy::disallowed_methods, reason = "these are the seams to time and randomness")]
+
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom, SystemRandom as RingRandom};

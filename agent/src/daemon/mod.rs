@@ -30,7 +30,7 @@ use crate::copy;
 use crate::random::{Random, SystemSource};
 use crate::ring::Ring;
 use crate::shipper::link::SocketDial;
-use crate::shipper::{Drained, Shipper, ShipperParts};
+use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
 use crate::state::{KeptState, SEQ_RESERVATION};
 use crate::volume::Volume;
 use instance::Instance;
@@ -128,7 +128,12 @@ fn start(
     let (copied, source) = (Arc::clone(&volume), Arc::clone(random));
     workers.spawn_on(index, move || copy::run(copied, source));
     let shipper = Shipper::start(ShipperParts {
-        volume: Arc::clone(&volume),
+        facts: VolumeFacts {
+            id: volume.id(),
+            size_bytes: volume.size_bytes(),
+            block_bytes: u32::try_from(volume.unit_bytes()).context("unit of the backing store")?,
+        },
+        capture: Arc::clone(volume.capture()),
         state: Arc::clone(&state),
         agent,
         dial: Box::new(SocketDial::new(config.collector.clone())),
@@ -170,13 +175,13 @@ fn wait_for_signal(signals: &SigSet, timeout: Duration) -> anyhow::Result<Option
 /// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the
 /// numbers run out at some point, and the volume goes on without capture.
 fn reserve_ahead(one: &Running) {
-    let next = one.volume.ring().next_seq();
+    let next = one.volume.capture().ring().next_seq();
     if next.0 + SEQ_RESERVATION / 2 <= one.state.get().reserved_until.0 {
         return;
     }
     let until = Seq(next.0 + SEQ_RESERVATION);
     match one.state.update(|state| state.reserved_until = state.reserved_until.max(until)) {
-        Ok(()) => one.volume.ring().set_seq_limit(until),
+        Ok(()) => one.volume.capture().ring().set_seq_limit(until),
         Err(error) => tracing::error!(volume = one.volume.name(), "reserve numbers: {error}"),
     }
 }
@@ -184,7 +189,7 @@ fn reserve_ahead(one: &Running) {
 fn stop(running: Vec<Running>, clock: &dyn Clock) {
     for one in running {
         let name = one.volume.name().to_owned();
-        one.volume.close();
+        one.volume.capture().close();
         let flushed = flush(&one.volume);
         if let Err(error) = &flushed {
             tracing::error!(volume = name, "flush of the backing store: {error:#}");
@@ -198,7 +203,7 @@ fn stop(running: Vec<Running>, clock: &dyn Clock) {
             );
             continue;
         }
-        let released = one.volume.ring().released_seq().max(one.state.get().released);
+        let released = one.volume.capture().ring().released_seq().max(one.state.get().released);
         let kept = one.state.update(|state| {
             state.clean = true;
             state.released = released;

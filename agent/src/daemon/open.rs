@@ -13,6 +13,7 @@ use tidemark_block::store::{OpenMode, UringStore};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId};
 
+use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::config::{Config, VolumeConfig};
 use crate::random::Random;
@@ -58,7 +59,7 @@ pub(super) fn open(
     let (ring, recovery) = open_ring(&ring_path, volume_config, &was, clock)
         .with_context(|| format!("volume {name:?}"))?;
     ring.set_seq_limit(state.reserved_until);
-    let volume = Volume::new(state.volume, name.clone(), store, ring);
+    let volume = Volume::new(state.volume, store, Arc::new(Capture::new(name.clone(), ring)));
     recover(&volume, recovery, &was)?;
     Ok(OpenVolume { volume, state: KeptState::new(file, state), ring_path })
 }
@@ -114,9 +115,9 @@ fn recover(
 ) -> anyhow::Result<()> {
     let Some(recovery) = recovery else {
         if !was.clean && was.copied {
-            volume.lose_capture(GapReason::RingLost);
+            volume.capture().lose(GapReason::RingLost);
         } else {
-            volume.ring().turn_capture_on();
+            volume.capture().ring().turn_capture_on();
         }
         return Ok(());
     };
@@ -128,11 +129,11 @@ fn recover(
         recovery.in_flight.len()
     );
     if recovery.capture_was_off {
-        volume.lose_capture(GapReason::RingFull);
+        volume.capture().lose(GapReason::RingFull);
     } else {
         let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
         executor.block_on(volume.recover(&recovery.in_flight));
     }
-    volume.ring().settle(recovery);
+    volume.capture().ring().settle(recovery);
     Ok(())
 }

@@ -18,14 +18,14 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
         Address::Tcp(_) => None,
     }));
     for (key, path) in &own {
-        if let Some(fuse) = &config.fuse {
-            if path.starts_with(&fuse.mount) {
-                bail!(
-                    "{key} = {} lies in the FUSE directory {}; place it elsewhere",
-                    path.display(),
-                    fuse.mount.display()
-                );
-            }
+        if let Some(fuse) = &config.fuse
+            && path.starts_with(&fuse.mount)
+        {
+            bail!(
+                "{key} = {} lies in the FUSE directory {}; place it elsewhere",
+                path.display(),
+                fuse.mount.display()
+            );
         }
         for volume in &config.volumes {
             if holds(&volume.backing, path) {

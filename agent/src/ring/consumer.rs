@@ -123,11 +123,7 @@ impl Consumer {
                 // Release pairs with the acquire load in `Ring::released_seq`.
                 self.shared.mapping.released_seq().store(of_record.0, Ordering::Release);
             }
-            order.release(ticket);
-            // Only now, so that no committed stamp stands over pages of another.
-            if let Some(run) = run {
-                self.shared.pages.free(run);
-            }
+            order.release(ticket, run, &self.shared.pages);
         }
         self.cursor = self.cursor.max(self.shared.order().head());
     }

@@ -117,7 +117,10 @@ impl Mapping {
             (Mlock::Required, Err(e)) => {
                 return Err(RingError::io(Kind::NotLocked, path, "lock the memory", e));
             }
-            (Mlock::Required | Mlock::WherePermitted, _) => {}
+            (Mlock::WherePermitted, Err(e)) => {
+                tracing::warn!("change ring {}: its memory is not locked: {e}", path.display());
+            }
+            (_, Ok(())) => {}
         }
         Ok(Self { map, layout, _lock: Some(lock) })
     }

@@ -39,6 +39,8 @@ mod futex;
 mod mapping;
 mod producer;
 mod recovery;
+#[cfg(test)]
+mod recovery_tests;
 
 pub mod atomics;
 pub mod bell;

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use tidemark_wire::{Seq, WallMicros};
 
 use super::atomics::Word;
+use super::pages::{PageRun, Pages};
 
 /// Where the words of the order live: in mapped memory, or in a loom model.
 pub trait Cells {
@@ -194,17 +195,21 @@ impl<C: Cells> Order<'_, C> {
         }
     }
 
-    /// Gives the slot of the oldest ticket to the next lap. For the consumer, which has read all
-    /// it needs of the slot.
+    /// Gives the slot of the oldest ticket to the next lap, and its pages back. For the
+    /// consumer, which has read all it needs of the slot.
     ///
-    /// The head moves after the stamp, so after a kill in between the stamp is a lap ahead of
-    /// the head, which recovery takes as released.
-    pub fn release(&self, ticket: Ticket) {
+    /// The pages come after the stamp, so that a committed stamp never stands over bytes of
+    /// another record. The head moves after the stamp, so after a kill in between the stamp is a
+    /// lap ahead of the head, which recovery takes as released.
+    pub fn release(&self, ticket: Ticket, run: Option<PageRun>, pages: &Pages<C::Word>) {
         let next = Ticket(ticket.0 + self.0.slot_count());
         // Release pairs with the acquire load in `claim`.
         self.stamp_of(ticket).store(stamp(next, State::Free), Ordering::Release);
         // Release pairs with the acquire load in `head`.
         self.0.head().store(ticket.0 + 1, Ordering::Release);
+        if let Some(run) = run {
+            pages.free(run);
+        }
     }
 
     /// The next ticket to be claimed.

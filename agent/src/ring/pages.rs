@@ -57,10 +57,10 @@ impl<W: Word> Pages<W> {
     pub fn allocate(&self, want: u32, hint: usize) -> Option<PageRun> {
         assert!((1..=WORD_PAGES).contains(&want), "an extent has 1 to 64 pages, not {want}");
         let mut want = want;
+        let first = hint % self.words.len();
         while want > 0 {
             let mut longest = 0;
-            for step in 0..self.words.len() {
-                let word = (hint + step) % self.words.len();
+            for word in (first..self.words.len()).chain(0..first) {
                 match self.allocate_in(word, want) {
                     Ok(run) => return Some(run),
                     Err(shorter) => longest = longest.max(shorter),
@@ -78,7 +78,7 @@ impl<W: Word> Pages<W> {
         loop {
             let starts = run_starts(!used, want);
             if starts == 0 {
-                return Err(longest_run(!used, want));
+                return Err(longest_run(!used));
             }
             let bit = starts.trailing_zeros();
             match self.words[word].exchange(used, used | low_bits(want) << bit) {
@@ -127,9 +127,14 @@ fn run_starts(bits: u64, count: u32) -> u64 {
     starts
 }
 
-/// The longest run of set bits, known to be shorter than `below`.
-fn longest_run(bits: u64, below: u32) -> u32 {
-    (1..below).rev().find(|&count| run_starts(bits, count) != 0).unwrap_or(0)
+/// The longest run of set bits.
+fn longest_run(bits: u64) -> u32 {
+    let (mut starts, mut len) = (bits, 0);
+    while starts != 0 {
+        starts &= starts >> 1;
+        len += 1;
+    }
+    len
 }
 
 #[cfg(test)]
@@ -146,6 +151,7 @@ mod tests {
                 let whole = run.bits().is_some_and(|(_, mask)| bits & mask == mask);
                 prop_assert_eq!(starts >> bit & 1 == 1, whole);
             }
+            prop_assert_eq!(starts != 0, longest_run(bits) >= count);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tidemark_block::{Chunk, ChunkOwner, Payload};
 use tidemark_wire::checksum::lead_bytes;
@@ -18,10 +19,15 @@ use super::order::{Claim, Outcome, Ticket};
 use super::pages::PageRun;
 use super::{Ring, Shared};
 
+/// Words between the places where two threads begin their first search for pages.
+const HINT_STRIDE: usize = 97;
+static NEXT_HINT: AtomicUsize = AtomicUsize::new(0);
+
 thread_local! {
     /// The word of the allocator where this thread last found pages: threads that begin their
     /// search in different words do not meet.
-    static HINT: Cell<usize> = const { Cell::new(0) };
+    static HINT: Cell<usize> =
+        Cell::new(NEXT_HINT.fetch_add(1, Ordering::Relaxed).wrapping_mul(HINT_STRIDE));
 }
 
 /// Where a payload lies.
@@ -97,7 +103,7 @@ impl Ring {
             None => &[],
         };
         assert_eq!(sums.len(), header.sum_count.get() as usize, "payload where the kind has one");
-        let limit = Seq(shared.seq_limit.load(std::sync::atomic::Ordering::Relaxed));
+        let limit = Seq(shared.seq_limit.load(Ordering::Relaxed));
         let Some(claim) = shared.order().claim(shared.clock.wall(), limit) else {
             return Err(payload);
         };

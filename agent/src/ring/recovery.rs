@@ -43,7 +43,7 @@ const COUNTER_MAX: u64 = 1 << 60;
 
 /// Judges the ring. Nobody else has it yet, so the order of loads and stores does not matter.
 pub(super) fn recover(path: &Path, shared: &Shared) -> Result<Recovery, RingError> {
-    let survey = Survey { path, shared };
+    let mut survey = Survey { path, shared, previous: Seq(0) };
     let (head, tail) = survey.bounds()?;
     let mapping = &shared.mapping;
     let mut recovery = Recovery {
@@ -94,6 +94,8 @@ pub(super) fn recover(path: &Path, shared: &Shared) -> Result<Recovery, RingErro
 struct Survey<'a> {
     path: &'a Path,
     shared: &'a Shared,
+    /// Number of the record judged last.
+    previous: Seq,
 }
 
 impl Survey<'_> {
@@ -137,7 +139,7 @@ impl Survey<'_> {
 
     /// Checks a record as far as its state lets one expect, and takes its pages.
     fn check_record(
-        &self,
+        &mut self,
         ticket: Ticket,
         state: State,
         recovery: &mut Recovery,
@@ -159,10 +161,12 @@ impl Survey<'_> {
             check_pieces(&header, record.sums, record.payload)
                 .map_err(|e| self.damaged(ticket, &e.to_string()))?;
         }
-        if header.seq() <= recovery.last_seq {
+        if header.seq() <= self.previous {
             return Err(self.damaged(ticket, "has a number that is not above the one before"));
         }
-        recovery.last_seq = header.seq();
+        self.previous = header.seq();
+        // A record whose release was cut off is not above the released ones.
+        recovery.last_seq = recovery.last_seq.max(header.seq());
         Ok(kind)
     }
 

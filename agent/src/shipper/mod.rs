@@ -19,14 +19,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tidemark_block::store::Store;
-use tidemark_wire::AgentId;
+use tidemark_wire::{AgentId, VolumeId};
 
+use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::random::Random;
 use crate::ring::Consumer;
 use crate::state::KeptState;
-use crate::volume::Volume;
 use link::Dial;
 
 /// First pause after a failed connection.
@@ -34,10 +33,23 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause between two tries.
 pub const PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// What the collector is told of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeFacts {
+    /// Its identity.
+    pub id: VolumeId,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Smallest unit in which it is written.
+    pub block_bytes: u32,
+}
+
 /// What the shipper works with.
-pub struct ShipperParts<S> {
+pub struct ShipperParts {
     /// The volume whose records are shipped.
-    pub volume: Arc<Volume<S>>,
+    pub facts: VolumeFacts,
+    /// The stream of its changes.
+    pub capture: Arc<Capture>,
     /// The volume's durable state.
     pub state: Arc<KeptState>,
     /// Identity of this agent.
@@ -91,12 +103,12 @@ impl Shipper {
     ///
     /// # Panics
     /// When the ring has a consumer already: a programmer's mistake.
-    pub fn start<S: Store>(parts: ShipperParts<S>) -> std::io::Result<Self> {
-        let consumer = parts.volume.ring().consumer().expect("a ring has one shipper");
+    pub fn start(parts: ShipperParts) -> std::io::Result<Self> {
+        let consumer = parts.capture.ring().consumer().expect("a ring has one shipper");
         let stop = Arc::new(StopSignal::default());
         let signal = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
-            .name(format!("ship-{}", parts.volume.name()))
+            .name(format!("ship-{}", parts.capture.name()))
             .spawn(move || run(&parts, consumer, &signal))?;
         Ok(Self { stop, thread })
     }
@@ -114,8 +126,8 @@ impl Shipper {
     }
 }
 
-fn run<S: Store>(parts: &ShipperParts<S>, mut consumer: Consumer, stop: &StopSignal) -> Drained {
-    let name = parts.volume.name();
+fn run(parts: &ShipperParts, mut consumer: Consumer, stop: &StopSignal) -> Drained {
+    let name = parts.capture.name();
     let mut pause = PAUSE_MIN;
     let mut said = String::new();
     loop {

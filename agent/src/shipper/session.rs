@@ -7,7 +7,7 @@ use tidemark_wire::body::GapReason;
 use tidemark_wire::session::{Hello, Welcome};
 use tidemark_wire::{JournalId, Seq, SessionToken};
 
-use crate::volume::capture::{CopyCause, Phase};
+use crate::capture::phase::{CopyCause, Phase};
 
 /// What follows from the collector's welcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

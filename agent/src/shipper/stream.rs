@@ -5,7 +5,6 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
-use tidemark_block::store::Store;
 use tidemark_wire::body::{Bookmark, GapReason};
 use tidemark_wire::frame::{self, FrameKind};
 use tidemark_wire::session::{Ack, Hello, Progress, Refuse, Token, Welcome};
@@ -15,9 +14,9 @@ use super::batch::{Batch, FrameContext};
 use super::link::{Link, ReceiveError, receive_frame};
 use super::session::{PendingToken, Verdict, Window, judge};
 use super::{Drained, ShipperParts, StopSignal};
+use crate::capture::phase::{CopyCause, Phase};
 use crate::ring::order::Ticket;
 use crate::ring::{Consumer, Next};
-use crate::volume::capture::{CopyCause, Phase};
 
 /// Messages of the collector that wait to be looked at, at most; then its reader waits.
 const EVENTS_MAX: usize = 256;
@@ -72,8 +71,8 @@ enum Event {
 }
 
 /// Dials, opens a session and serves it until it ends or the shipper is stopped.
-pub(super) fn serve<S: Store>(
-    parts: &ShipperParts<S>,
+pub(super) fn serve(
+    parts: &ShipperParts,
     consumer: &mut Consumer,
     stop: &StopSignal,
 ) -> Result<Drained, StreamError> {
@@ -83,7 +82,7 @@ pub(super) fn serve<S: Store>(
     let mut session = Session::open(parts, consumer, &hello, &welcome);
     let (events, inbox) = bounded(EVENTS_MAX);
     thread::scope(|scope| {
-        let ring = parts.volume.ring();
+        let ring = parts.capture.ring();
         scope.spawn(move || {
             read_events(reader.as_mut(), &events);
             ring.wake_consumer();
@@ -96,20 +95,20 @@ pub(super) fn serve<S: Store>(
     })
 }
 
-fn hello<S: Store>(parts: &ShipperParts<S>) -> Hello {
-    let (volume, state) = (&parts.volume, parts.state.get());
-    let released = volume.ring().released_seq().max(state.released);
+fn hello(parts: &ShipperParts) -> Hello {
+    let (capture, facts, state) = (&parts.capture, &parts.facts, parts.state.get());
+    let released = capture.ring().released_seq().max(state.released);
     Hello {
         agent: parts.agent,
-        volume: volume.id(),
+        volume: facts.id,
         journal: state.journal,
         timeline: state.timeline,
         epoch: state.epoch,
         released,
-        newest: Seq(volume.ring().next_seq().0.saturating_sub(1)).max(released),
-        size_bytes: volume.size_bytes(),
-        block_bytes: u32::try_from(volume.unit_bytes()).expect("a unit is a page at most"),
-        name: volume.name().to_owned(),
+        newest: Seq(capture.ring().next_seq().0.saturating_sub(1)).max(released),
+        size_bytes: facts.size_bytes,
+        block_bytes: facts.block_bytes,
+        name: capture.name().to_owned(),
     }
 }
 
@@ -151,8 +150,8 @@ fn next_event(reader: &mut dyn io::Read, body: &mut Vec<u8>) -> Result<Event, St
     })
 }
 
-struct Session<'a, S> {
-    parts: &'a ShipperParts<S>,
+struct Session<'a> {
+    parts: &'a ShipperParts,
     welcome: Welcome,
     window: Window,
     token: PendingToken,
@@ -164,24 +163,24 @@ struct Session<'a, S> {
     next_progress: Duration,
 }
 
-impl<'a, S: Store> Session<'a, S> {
+impl<'a> Session<'a> {
     fn open(
-        parts: &'a ShipperParts<S>,
+        parts: &'a ShipperParts,
         consumer: &mut Consumer,
         hello: &Hello,
         welcome: &Welcome,
     ) -> Self {
-        let volume = &parts.volume;
-        let verdict = judge(hello, welcome, parts.state.get().copied, volume.capture().phase());
+        let capture = &parts.capture;
+        let verdict = judge(hello, welcome, parts.state.get().copied, capture.phases().phase());
         let mut drop_until = None;
         match verdict {
             Verdict::Resume => {}
-            Verdict::ResumeAndCopy(cause) => volume.want_copy(cause),
+            Verdict::ResumeAndCopy(cause) => capture.want_copy(cause),
             Verdict::CopyAnew(cause) => {
                 // Numbers that the collector holds are never given out again.
-                volume.ring().raise_seq(welcome.durable);
-                volume.want_copy(cause);
-                drop_until = Some(volume.ring().tail_ticket());
+                capture.ring().raise_seq(welcome.durable);
+                capture.want_copy(cause);
+                drop_until = Some(capture.ring().tail_ticket());
             }
         }
         let kept = parts.state.update(|state| {
@@ -193,11 +192,11 @@ impl<'a, S: Store> Session<'a, S> {
         });
         if let Err(error) = kept {
             // The collector's span says the same at the next start.
-            tracing::error!(volume = volume.name(), "{error}");
+            tracing::error!(volume = capture.name(), "{error}");
         }
         consumer.rewind_to(if drop_until.is_some() { Seq(0) } else { welcome.durable });
         tracing::info!(
-            volume = volume.name(),
+            volume = capture.name(),
             "session {} with journal {}: the collector holds everything up to record {}{}",
             welcome.epoch,
             welcome.journal,
@@ -252,10 +251,10 @@ impl<'a, S: Store> Session<'a, S> {
     }
 
     fn is_drained(&self, consumer: &Consumer) -> bool {
-        let volume = &self.parts.volume;
-        let whole = matches!(volume.capture().phase(), Phase::Whole { .. });
-        let all_sent = consumer.cursor() >= volume.ring().tail_ticket();
-        whole && volume.ring().capture_is_on() && all_sent && self.window.is_empty()
+        let capture = &self.parts.capture;
+        let whole = matches!(capture.phases().phase(), Phase::Whole { .. });
+        let all_sent = consumer.cursor() >= capture.ring().tail_ticket();
+        whole && capture.is_on() && all_sent && self.window.is_empty()
     }
 
     fn take_events(
@@ -275,7 +274,7 @@ impl<'a, S: Store> Session<'a, S> {
     }
 
     fn handle(&mut self, consumer: &mut Consumer, event: Event) -> Result<(), StreamError> {
-        let volume = &self.parts.volume;
+        let capture = &self.parts.capture;
         match event {
             Event::Durable(durable) => {
                 if !self.window.acknowledged(durable, self.last_sent) {
@@ -286,15 +285,15 @@ impl<'a, S: Store> Session<'a, S> {
             }
             Event::Token(token) => {
                 // While changes are missing from the stream no state of it is the newest.
-                let whole = matches!(volume.capture().phase(), Phase::Whole { .. });
-                if whole && volume.ring().capture_is_on() {
-                    self.token.arrived(token, volume.ring().tail_ticket().0);
+                let whole = matches!(capture.phases().phase(), Phase::Whole { .. });
+                if whole && capture.is_on() {
+                    self.token.arrived(token, capture.ring().tail_ticket().0);
                 }
             }
             Event::Bookmark(bookmark) => {
-                if volume.bookmark(&bookmark).is_none() {
+                if capture.bookmark(&bookmark).is_none() {
                     tracing::warn!(
-                        volume = volume.name(),
+                        volume = capture.name(),
                         "no bookmark {:?}: changes are not captured just now",
                         bookmark.label
                     );
@@ -306,17 +305,17 @@ impl<'a, S: Store> Session<'a, S> {
     }
 
     fn release(&mut self, consumer: &mut Consumer, durable: Seq) {
-        let volume = &self.parts.volume;
+        let capture = &self.parts.capture;
         consumer.release_through(durable);
-        volume.released().notify_all();
-        let copied = match volume.capture().phase() {
+        capture.released().notify_all();
+        let copied = match capture.phases().phase() {
             Phase::Whole { copy_end } => copy_end.is_some_and(|end| end <= durable),
             _ => false,
         };
         if copied && !self.parts.state.get().copied {
             match self.parts.state.update(|state| state.copied = true) {
-                Ok(()) => tracing::info!(volume = volume.name(), "the collector has a whole copy"),
-                Err(error) => tracing::error!(volume = volume.name(), "{error}"),
+                Ok(()) => tracing::info!(volume = capture.name(), "the collector has a whole copy"),
+                Err(error) => tracing::error!(volume = capture.name(), "{error}"),
             }
         }
     }
@@ -347,19 +346,19 @@ impl<'a, S: Store> Session<'a, S> {
     /// A record that continues nothing: the copy that follows brings what it says.
     fn drop_record(&self, consumer: &mut Consumer, seq: Seq) {
         consumer.release_through(seq);
-        self.parts.volume.released().notify_all();
+        self.parts.capture.released().notify_all();
     }
 
     /// A span begins at the collector with this frame: until its end the copy there is not whole.
     /// A span that a predecessor began is closed by a copy of ours.
     fn note_span(&self, seq: Seq) {
-        let volume = &self.parts.volume;
+        let capture = &self.parts.capture;
         if let Err(error) = self.parts.state.update(|state| state.copied = false) {
-            tracing::error!(volume = volume.name(), "{error}");
+            tracing::error!(volume = capture.name(), "{error}");
         }
-        if volume.capture().phase() == (Phase::Whole { copy_end: None }) {
-            tracing::info!(volume = volume.name(), "record {seq} began a copy that nobody ended");
-            volume.want_copy(CopyCause::Gap(GapReason::CopyInterrupted));
+        if capture.phases().phase() == (Phase::Whole { copy_end: None }) {
+            tracing::info!(volume = capture.name(), "record {seq} began a copy that nobody ended");
+            capture.want_copy(CopyCause::Gap(GapReason::CopyInterrupted));
         }
     }
 
@@ -380,13 +379,13 @@ impl<'a, S: Store> Session<'a, S> {
 
     fn say_progress(&mut self, writer: &mut dyn Write) -> Result<(), StreamError> {
         let now = self.parts.clock.monotonic();
-        let volume = &self.parts.volume;
-        if now < self.next_progress || !matches!(volume.capture().phase(), Phase::Copying { .. }) {
+        let capture = &self.parts.capture;
+        if now < self.next_progress || !matches!(capture.phases().phase(), Phase::Copying { .. }) {
             return Ok(());
         }
         self.next_progress = now + PROGRESS_EVERY;
-        let (done, total, sent) = volume.progress().get();
-        tracing::info!(volume = volume.name(), "copy: {done} of {total} bytes, {sent} to send");
+        let (done, total, sent) = capture.progress().get();
+        tracing::info!(volume = capture.name(), "copy: {done} of {total} bytes, {sent} to send");
         let progress = Progress {
             done_bytes: done.into(),
             total_bytes: total.into(),

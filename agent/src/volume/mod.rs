@@ -13,25 +13,24 @@
 //! 5. the record is committed, which hands it to the shipper, and the client gets its answer.
 //!
 //! Whatever keeps a change from being captured (ring full, numbers used up) never keeps it from
-//! being done: the capture is given up ([`capture`]) and a copy brings the collector level again
+//! being done: the capture is given up ([`crate::capture`]) and a copy brings the collector level again
 //! ([`crate::copy`]). A crash of the process loses nothing of what is in the ring; a crash of the
 //! machine loses the ring, which the successor notices.
 
-pub mod capture;
 mod device;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
-use tidemark_block::engine::{BufferPool, Event};
+use tidemark_block::engine::BufferPool;
 use tidemark_block::range_lock::RangeLock;
 use tidemark_block::store::{Store, Units};
 use tidemark_block::{ByteRange, Chunk, PAYLOAD_BYTES_MAX, Payload};
-use tidemark_wire::body::{Bookmark, GapReason};
+use tidemark_wire::body::GapReason;
 use tidemark_wire::record::RecordSpec;
-use tidemark_wire::{RecordKind, Seq, VolumeId};
+use tidemark_wire::{RecordKind, VolumeId};
 
+use crate::capture::Capture;
 use crate::ring::{Extent, InFlight, Ring};
-use capture::{Capture, CopyCause};
 
 /// Buffers for payloads while they can't be captured.
 const SPARE_BUFFERS: usize = 64;
@@ -65,54 +64,25 @@ impl Payload for VolumePayload {
     }
 }
 
-/// How far a copy of the volume is, in bytes.
-#[derive(Default)]
-pub struct CopyProgress {
-    /// Looked at.
-    pub done_bytes: AtomicU64,
-    /// To look at.
-    pub total_bytes: AtomicU64,
-    /// Sent.
-    pub sent_bytes: AtomicU64,
-}
-
-impl CopyProgress {
-    /// Bytes looked at, to look at, and sent.
-    #[must_use]
-    pub fn get(&self) -> (u64, u64, u64) {
-        // Relaxed: figures for people, no other memory depends on them.
-        let load = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
-        (load(&self.done_bytes), load(&self.total_bytes), load(&self.sent_bytes))
-    }
-}
-
 /// See the module's documentation.
 pub struct Volume<S> {
     id: VolumeId,
-    name: String,
     units: Units<S>,
-    ring: Ring,
+    capture: Arc<Capture>,
     locks: RangeLock,
     spare: BufferPool,
-    capture: Capture,
-    progress: CopyProgress,
-    released: Event,
 }
 
 impl<S: Store> Volume<S> {
-    /// Protects what `store` holds, capturing into `ring`.
+    /// Protects what `store` holds.
     #[must_use]
-    pub fn new(id: VolumeId, name: String, store: S, ring: Ring) -> Self {
+    pub fn new(id: VolumeId, store: S, capture: Arc<Capture>) -> Self {
         Self {
             id,
-            name,
             units: Units::new(store),
-            ring,
+            capture,
             locks: RangeLock::default(),
             spare: BufferPool::new(SPARE_BUFFERS, PAYLOAD_BYTES_MAX),
-            capture: Capture::default(),
-            progress: CopyProgress::default(),
-            released: Event::new(),
         }
     }
 
@@ -125,7 +95,7 @@ impl<S: Store> Volume<S> {
     /// The name that people use.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        self.capture.name()
     }
 
     /// Size in bytes.
@@ -146,28 +116,14 @@ impl<S: Store> Volume<S> {
         self.units.store()
     }
 
-    /// The change ring.
+    /// The stream of the volume's changes.
     #[must_use]
-    pub fn ring(&self) -> &Ring {
-        &self.ring
-    }
-
-    /// Whether changes are captured.
-    #[must_use]
-    pub fn capture(&self) -> &Capture {
+    pub fn capture(&self) -> &Arc<Capture> {
         &self.capture
     }
 
-    /// How far a copy is.
-    #[must_use]
-    pub fn progress(&self) -> &CopyProgress {
-        &self.progress
-    }
-
-    /// Happens whenever the shipper gave ring memory back.
-    #[must_use]
-    pub fn released(&self) -> &Event {
-        &self.released
+    fn ring(&self) -> &Ring {
+        self.capture.ring()
     }
 
     pub(crate) fn units(&self) -> &Units<S> {
@@ -176,60 +132,6 @@ impl<S: Store> Volume<S> {
 
     pub(crate) fn locks(&self) -> &RangeLock {
         &self.locks
-    }
-
-    /// Gives the capture up: from here on changes are only done, until a copy has begun.
-    pub(crate) fn lose_capture(&self, reason: GapReason) {
-        if self.capture.lose(reason, || self.ring.turn_capture_off()) {
-            tracing::warn!(
-                volume = self.name,
-                "changes are not captured any more: {}; a copy of the volume will follow by itself",
-                reason.text()
-            );
-        }
-    }
-
-    /// The collector can't go on from what it holds: a copy is made.
-    pub fn want_copy(&self, cause: CopyCause) {
-        self.capture.want_copy(cause);
-    }
-
-    /// Ends what runs for the volume by itself.
-    pub fn close(&self) {
-        self.capture.close();
-        self.released.notify_all();
-    }
-
-    /// Puts a record without data of the volume in the stream; its body is `body`. `None` when
-    /// the ring has no room.
-    pub(crate) fn stamp(&self, kind: RecordKind, aux: u64, body: &[u8]) -> Option<Seq> {
-        let mut spec =
-            RecordSpec { kind, offset_bytes: 0, len_bytes: 0, payload_bytes: 0, flags: 0, aux };
-        let mut extent = None;
-        if !body.is_empty() {
-            let mut memory = self.ring.reserve(0, body.len())?;
-            if memory.bytes_mut().len() != body.len() {
-                return None;
-            }
-            memory.bytes_mut().copy_from_slice(body);
-            spec.payload_bytes = length(body.len());
-            extent = Some(memory);
-        }
-        let record = self.ring.claim(&spec, extent).ok()?;
-        let seq = record.seq();
-        record.commit();
-        Some(seq)
-    }
-
-    /// Puts a bookmark behind every change that was acknowledged before this call. `None` when
-    /// changes are not captured just now or the ring is full.
-    pub fn bookmark(&self, bookmark: &Bookmark) -> Option<Seq> {
-        if !self.ring.capture_is_on() {
-            return None;
-        }
-        let mut body = Vec::new();
-        bookmark.encode(&mut body);
-        self.stamp(RecordKind::Bookmark, 0, &body)
     }
 
     /// Reads `range`, whole units and at most one payload long, from the backing store into the
@@ -241,25 +143,29 @@ impl<S: Store> Volume<S> {
         let mut at = range.start();
         let mut sent = 0;
         while at < range.end() {
-            let mut extent = self.ring.reserve(at, in_memory(range.end() - at))?;
+            let mut extent = self.ring().reserve(at, in_memory(range.end() - at))?;
             let piece = ByteRange::new(at, extent.len() as u64).expect("a part of the range");
-            let claimed = match self.units.read(at, extent.lend()).await {
-                Ok(chunk) if is_zero(chunk.as_slice()) => {
+            // The chunk is gone before the extent can be claimed.
+            let read = self.units.read(at, extent.lend()).await;
+            let claimed = match read.map(|chunk| is_zero(chunk.as_slice())) {
+                Ok(true) => {
                     let spec = range_spec(RecordKind::WriteZeroes, piece, 0);
-                    (!skip_zeroes).then(|| self.ring.claim(&spec, None))
+                    (!skip_zeroes).then(|| self.ring().claim(&spec, None))
                 }
-                Ok(_) => {
+                Ok(false) => {
                     sent += piece.len();
-                    Some(self.ring.claim(&data_spec(RecordKind::ReadBack, piece, 0), Some(extent)))
+                    Some(
+                        self.ring().claim(&data_spec(RecordKind::ReadBack, piece, 0), Some(extent)),
+                    )
                 }
                 Err(error) => {
                     tracing::error!(
-                        volume = self.name,
+                        volume = self.name(),
                         "{piece} of the backing store can't be read: {error}; the collector is \
                          told so, the volume needs a person"
                     );
                     let errno = error.raw_os_error().unwrap_or(0).unsigned_abs();
-                    Some(self.ring.claim(&unreadable_spec(piece, errno), None))
+                    Some(self.ring().claim(&unreadable_spec(piece, errno), None))
                 }
             };
             if let Some(claimed) = claimed {
@@ -284,7 +190,7 @@ impl<S: Store> Volume<S> {
                 let piece = ByteRange::new(at, len).expect("a part of a range");
                 let _held = self.locks.lock(piece).await;
                 if self.copy_back(piece, false).await.is_none() {
-                    self.lose_capture(GapReason::RingFull);
+                    self.capture.lose(GapReason::RingFull);
                     return;
                 }
                 at += len;
@@ -299,7 +205,7 @@ impl<S: Store> Volume<S> {
             Ok(()) => record.commit(),
             Err(_) => {
                 record.void();
-                self.lose_capture(GapReason::BackingError);
+                self.capture.lose(GapReason::BackingError);
             }
         }
         result

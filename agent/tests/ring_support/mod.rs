@@ -42,6 +42,8 @@ impl Clock for StillClock {
     fn monotonic(&self) -> Duration {
         Duration::ZERO
     }
+
+    fn sleep(&self, _: Duration) {}
 }
 
 pub fn create(path: &Path, spec: &RingSpec) -> Result<Ring, RingError> {

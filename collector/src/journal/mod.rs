@@ -10,6 +10,9 @@
 //! - `recover`: what is done with the files at start, and with damage;
 //! - `reader`, `segment`, `index`, `span`, `files`, `cache`: what readers ask;
 //! - `inspect`, `scan`: segment files without a journal around them.
+//!
+//! Order of locks: what is published, then the state of a segment, then the cache of open files;
+//! none is held over a write or a sync.
 
 mod cache;
 mod files;

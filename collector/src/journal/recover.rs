@@ -168,7 +168,7 @@ impl<S: Storage> Recovery<'_, S> {
         if trailer.first_seq != header.first_seq
             || trailer.chain != chain_digest(&header.prev_chain, &trailer.digest)
         {
-            let at = file.len_bytes().map_err(JournalError::io("look at", path))?;
+            let at = file.len().map_err(JournalError::io("look at", path))?;
             let detail = "it does not belong to the header of the file";
             return Err(Damage::new(path, Part::Trailer, at, detail).into());
         }
@@ -220,7 +220,7 @@ impl<S: Storage> Recovery<'_, S> {
 
     fn take_open(&mut self, name: SegmentName, path: &Path) -> Result<(), JournalError> {
         let file = self.storage.open(path).map_err(JournalError::io("open", path))?;
-        let len = file.len_bytes().map_err(JournalError::io("look at", path))?;
+        let len = file.len().map_err(JournalError::io("look at", path))?;
         let header = match read_header(&file, path) {
             Ok(header) => header,
             Err(JournalError::Damaged(damage)) => {
@@ -442,7 +442,7 @@ fn unreadable_info<S: Storage>(
     path: &Path,
     damage: &Damage,
 ) -> SegmentInfo {
-    let bytes = storage.open_read_only(path).and_then(|file| file.len_bytes()).unwrap_or(0);
+    let bytes = storage.open_read_only(path).and_then(|file| file.len()).unwrap_or(0);
     SegmentInfo {
         name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         sealed: name.sealed,

@@ -152,9 +152,7 @@ impl<S: Storage> Segment<S> {
     pub(crate) fn info(&self) -> SegmentInfo {
         let state = self.state();
         let (extremes, chain, bytes) = match &state.index {
-            Index::Memory { index, file } => {
-                (index.extremes(), None, file.len_bytes().unwrap_or(0))
-            }
+            Index::Memory { index, file } => (index.extremes(), None, file.len().unwrap_or(0)),
             Index::Sealed { trailer, .. } => {
                 let bytes = tables_range(trailer).end() + TRAILER_BYTES;
                 (trailer_extremes(trailer), Some(trailer.chain), bytes)
@@ -249,9 +247,7 @@ impl<S: Storage> Segment<S> {
     pub(crate) fn records_end(&self) -> Result<u64, ReadError> {
         let state = self.state();
         match &state.index {
-            Index::Memory { file, .. } => {
-                file.len_bytes().map_err(ReadError::io("look at", &state.path))
-            }
+            Index::Memory { file, .. } => file.len().map_err(ReadError::io("look at", &state.path)),
             Index::Sealed { trailer, .. } => Ok(trailer.records_end.get()),
         }
     }
@@ -387,7 +383,7 @@ pub(crate) fn read_header<F: StorageFile>(
     path: &Path,
 ) -> Result<Box<SegmentHeader>, JournalError> {
     let bad = |detail: String| Err(Damage::new(path, Part::Header, 0, detail).into());
-    let len = file.len_bytes().map_err(JournalError::io("look at", path))?;
+    let len = file.len().map_err(JournalError::io("look at", path))?;
     if len < HEADER_BYTES {
         return bad(format!("the file has {len} bytes, a header has {HEADER_BYTES}"));
     }
@@ -460,7 +456,7 @@ pub(crate) fn read_trailer<F: StorageFile>(
     file: &F,
     path: &Path,
 ) -> Result<Box<SegmentTrailer>, JournalError> {
-    let len = file.len_bytes().map_err(JournalError::io("look at", path))?;
+    let len = file.len().map_err(JournalError::io("look at", path))?;
     let at = len.saturating_sub(TRAILER_BYTES);
     let bad = |detail: &str| Err(Damage::new(path, Part::Trailer, at, detail).into());
     if len < HEADER_BYTES + TRAILER_BYTES {

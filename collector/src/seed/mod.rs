@@ -43,7 +43,7 @@ impl<S: Storage> Seed<S> {
             }
             Err(error) => return Err(JournalError::io("open", path)(error)),
         };
-        let size_bytes = file.len_bytes().map_err(JournalError::io("look at", path))?;
+        let size_bytes = file.len().map_err(JournalError::io("look at", path))?;
         Ok(Self { path: path.to_owned(), file, at: Seq(0), size_bytes })
     }
 

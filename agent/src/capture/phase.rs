@@ -1,5 +1,4 @@
-//! Whether the changes of a volume are being captured, and what has to be copied when they were
-//! not.
+//! Whether a stream is whole, and the copy that makes it whole again.
 //!
 //! ```text
 //!            lose                    begin                  end
@@ -60,19 +59,19 @@ struct State {
 }
 
 /// See the module's documentation.
-pub struct Capture {
+pub struct Phases {
     state: Mutex<State>,
     changed: Event,
 }
 
-impl Default for Capture {
+impl Default for Phases {
     fn default() -> Self {
         let state = State { phase: Phase::Whole { copy_end: None }, round: 0, closed: false };
         Self { state: Mutex::new(state), changed: Event::new() }
     }
 }
 
-impl Capture {
+impl Phases {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every holder leaves the state valid at each statement.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -178,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_loss_during_a_copy_outdates_it() {
-        let capture = Capture::default();
+        let capture = Phases::default();
         assert!(capture.lose(GapReason::RingFull, || ()));
         let round = CopyRound(1);
         assert!(capture.begin(round, || Some(Seq(5))));
@@ -190,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_first_copy_that_has_not_begun_stays_one_unless_the_collector_says_otherwise() {
-        let capture = Capture::default();
+        let capture = Phases::default();
         capture.want_copy(CopyCause::Initial);
         assert!(!capture.begin(CopyRound(1), || None));
         assert!(!capture.lose(GapReason::RingFull, || ()));

@@ -1,0 +1,149 @@
+//! The stream of one volume's changes: its change ring, whether every change is in it, and the
+//! records that carry no data.
+//!
+//! The volume puts its changes in, the copier closes what is missing, the shipper takes records
+//! out; this is what the three share. It owns the ring and the state in [`phase`]. What a crash
+//! leaves is what the ring's file says.
+
+pub mod phase;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tidemark_block::Payload;
+use tidemark_block::engine::Event;
+use tidemark_wire::body::{Bookmark, GapReason};
+use tidemark_wire::record::RecordSpec;
+use tidemark_wire::{RecordKind, Seq};
+
+use crate::ring::Ring;
+use phase::{CopyCause, Phases};
+
+/// How far a copy of the volume is, in bytes.
+#[derive(Default)]
+pub struct CopyProgress {
+    /// Looked at.
+    pub done_bytes: AtomicU64,
+    /// To look at.
+    pub total_bytes: AtomicU64,
+    /// Sent.
+    pub sent_bytes: AtomicU64,
+}
+
+impl CopyProgress {
+    /// Bytes looked at, to look at, and sent.
+    #[must_use]
+    pub fn get(&self) -> (u64, u64, u64) {
+        // Relaxed: figures for people, no other memory depends on them.
+        let load = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        (load(&self.done_bytes), load(&self.total_bytes), load(&self.sent_bytes))
+    }
+}
+
+/// See the module's documentation.
+pub struct Capture {
+    /// The volume's name, for messages.
+    name: String,
+    ring: Ring,
+    phases: Phases,
+    progress: CopyProgress,
+    released: Event,
+}
+
+impl Capture {
+    /// The stream of the volume called `name`, in `ring`.
+    #[must_use]
+    pub fn new(name: String, ring: Ring) -> Self {
+        let (phases, progress) = (Phases::default(), CopyProgress::default());
+        Self { name, ring, phases, progress, released: Event::new() }
+    }
+
+    /// The volume's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The change ring.
+    #[must_use]
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Whether the stream is whole, and the copy that makes it so.
+    #[must_use]
+    pub fn phases(&self) -> &Phases {
+        &self.phases
+    }
+
+    /// How far a copy is.
+    #[must_use]
+    pub fn progress(&self) -> &CopyProgress {
+        &self.progress
+    }
+
+    /// Happens whenever the shipper gave ring memory back.
+    #[must_use]
+    pub fn released(&self) -> &Event {
+        &self.released
+    }
+
+    /// True while changes are put in the ring.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.ring.capture_is_on()
+    }
+
+    /// Gives the capture up: from here on changes are only done, until a copy has begun.
+    pub fn lose(&self, reason: GapReason) {
+        if self.phases.lose(reason, || self.ring.turn_capture_off()) {
+            tracing::warn!(
+                volume = self.name,
+                "changes are not captured any more: {}; a copy of the volume will follow by itself",
+                reason.text()
+            );
+        }
+    }
+
+    /// The collector can't go on from what it holds: a copy is made.
+    pub fn want_copy(&self, cause: CopyCause) {
+        self.phases.want_copy(cause);
+    }
+
+    /// Ends what runs for the volume by itself: copies, and who waits for room.
+    pub fn close(&self) {
+        self.phases.close();
+        self.released.notify_all();
+    }
+
+    /// Puts a record without data of the volume in the stream; its body is `body`. `None` when
+    /// the ring has no room.
+    pub fn stamp(&self, kind: RecordKind, aux: u64, body: &[u8]) -> Option<Seq> {
+        let mut spec =
+            RecordSpec { kind, offset_bytes: 0, len_bytes: 0, payload_bytes: 0, flags: 0, aux };
+        let mut extent = None;
+        if !body.is_empty() {
+            let mut memory = self.ring.reserve(0, body.len())?;
+            if memory.bytes_mut().len() != body.len() {
+                return None;
+            }
+            memory.bytes_mut().copy_from_slice(body);
+            spec.payload_bytes = u32::try_from(body.len()).ok()?;
+            extent = Some(memory);
+        }
+        let record = self.ring.claim(&spec, extent).ok()?;
+        let seq = record.seq();
+        record.commit();
+        Some(seq)
+    }
+
+    /// Puts a bookmark behind every change that was acknowledged before this call. `None` when
+    /// changes are not captured just now or the ring is full.
+    pub fn bookmark(&self, bookmark: &Bookmark) -> Option<Seq> {
+        if !self.is_on() {
+            return None;
+        }
+        let mut body = Vec::new();
+        bookmark.encode(&mut body);
+        self.stamp(RecordKind::Bookmark, 0, &body)
+    }
+}
