@@ -36,7 +36,7 @@ impl Process {
         let notify = UnixDatagram::bind(&socket).unwrap();
         notify.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let child = Command::new(PROGRAM)
-            .args(["run", "--config"])
+            .arg("--config")
             .arg(dir.join("collector.toml"))
             .env("NOTIFY_SOCKET", &socket)
             .stdout(Stdio::null())
@@ -153,7 +153,7 @@ fn wrong_usage_is_status_two_and_failure_is_one() {
     let run = |text: &str| {
         let path = dir.path().join("c.toml");
         std::fs::write(&path, text).unwrap();
-        let run = Command::new(PROGRAM).args(["run", "--config"]).arg(&path).output().unwrap();
+        let run = Command::new(PROGRAM).arg("--config").arg(&path).output().unwrap();
         (run.status.code(), String::from_utf8_lossy(&run.stderr).into_owned())
     };
     let (status, text) = run("\nlisten = ['tcp:0.0.0.0:7440']");
@@ -171,6 +171,6 @@ fn wrong_usage_is_status_two_and_failure_is_one() {
     let status =
         |arguments: &[&str]| Command::new(PROGRAM).args(arguments).output().unwrap().status.code();
     assert_eq!(status(&["walk"]), Some(2));
-    assert_eq!(status(&["run", "--config", "/nothing.toml"]), Some(2));
+    assert_eq!(status(&["--config", "/nothing.toml"]), Some(2));
     assert_eq!(status(&["inspect", "/nothing.seg"]), Some(1));
 }
