@@ -179,8 +179,10 @@ impl<'a> Session<'a> {
             Verdict::CopyAnew(cause) => {
                 // Numbers that the collector holds are never given out again.
                 capture.ring().raise_seq(welcome.durable);
-                capture.want_copy(cause);
+                // Before the wish: the copy may begin at once, and its first record is the one
+                // that the stream goes on with.
                 drop_until = Some(capture.ring().tail_ticket());
+                capture.want_copy(cause);
             }
         }
         let kept = parts.state.update(|state| {
