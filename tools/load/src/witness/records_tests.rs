@@ -54,6 +54,15 @@ fn what_is_missing_twice_unknown_or_out_of_order_is_said() {
 }
 
 #[test]
+fn what_was_written_before_a_copy_may_be_in_it() {
+    let ops = [op(1, 0, 512, 1, 3), op(2, 4096, 512, 4, 6)];
+    let begin = Record { kind: "resync-begin".into(), ..record(6, 3, 0, 0) };
+    check(&ops, vec![begin.clone(), record(7, 5, 4096, 512)]).expect("the first is in the copy");
+    let text = check(&ops, vec![begin]).expect_err("the second is behind it");
+    assert!(text.starts_with("operation 2 (512 bytes at 4096)"), "{text}");
+}
+
+#[test]
 fn a_record_that_two_operations_explain_says_nothing() {
     let ops = [op(1, 0, 8192, 1, 4), op(2, 4096, 4096, 2, 3)];
     let windows = check(&ops, vec![record(7, 2, 0, 4096), record(8, 2, 4096, 4096)]);
