@@ -4,7 +4,8 @@
 //! exported read-only by the collector and read over NBD: places chosen at random, all places
 //! that were changed shortly before and after the state, and for a few states the whole disk.
 //! The bytes of the state's own record have to be exactly what its operation left, those of the
-//! record behind it must not be there yet; all others have to be allowed ([`super::verdict`]) within the state's window ([`super::records`]).
+//! record behind it must not be there yet; all others have to be allowed ([`super::verdict`])
+//! within the state's window ([`super::records`]).
 
 use std::path::PathBuf;
 use std::process::Command;
