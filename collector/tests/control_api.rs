@@ -97,7 +97,7 @@ fn a_point_is_listed_when_it_is_durable_and_found_by_name() {
     let daemon = Daemon::start(dir.path());
     let client = daemon.client();
     let list = client.points("disk1").unwrap();
-    assert_eq!(list.points, [point.clone()]);
+    assert_eq!(list.points, std::slice::from_ref(&point));
     assert_eq!(list.latest.unwrap().seq, point.seq + 3);
     assert_eq!(list.oldest.unwrap().seq, states[0].0.0);
     for at in ["before upgrade", point.id.as_str(), &format!("seq:{}", point.seq)] {

@@ -88,7 +88,7 @@ fn bench(storage: MemoryStorage) -> Option<Bench> {
         }
     };
     let volume = Arc::new(Volume::new(dir(), manifest));
-    let config = JournalConfig { segment_bytes_max: 16 << 10, ..JournalConfig::default() };
+    let config = JournalConfig { segment_bytes_max: 16 << 10 };
     let core =
         VolumeCore::start(Arc::clone(&storage), Arc::clone(&volume), Arc::new(Quiet), config);
     Some(Bench { storage, volume, core })

@@ -32,13 +32,8 @@ impl History for Fake {
     }
 
     fn at_time(&self, time: WallMicros) -> Result<Option<(Seq, WallMicros)>> {
-<<<<<<< HEAD
         let seqs = (1..=self.durable / 10).map(|n| n * 10);
         Ok(seqs.rev().find(|seq| time_of(*seq) <= time).map(|seq| (Seq(seq), time_of(seq))))
-=======
-        let mut seqs = (1..=self.durable / 10).map(|n| n * 10);
-        Ok(seqs.rfind(|seq| time_of(*seq) <= time).map(|seq| (Seq(seq), time_of(seq))))
->>>>>>> w-control
     }
 
     fn offerable(&self, seq: Seq) -> std::result::Result<(), NotOffered> {
