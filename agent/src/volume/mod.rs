@@ -145,12 +145,15 @@ impl<S: Store> Volume<S> {
         while at < range.end() {
             let mut extent = self.ring().reserve(at, in_memory(range.end() - at))?;
             let piece = ByteRange::new(at, extent.len() as u64).expect("a part of the range");
-            let claimed = match self.units.read(at, extent.lend()).await {
-                Ok(chunk) if is_zero(chunk.as_slice()) => {
+            // The chunk goes with this statement: an extent that is lent can't be claimed.
+            let read =
+                self.units.read(at, extent.lend()).await.map(|chunk| is_zero(chunk.as_slice()));
+            let claimed = match read {
+                Ok(true) => {
                     let spec = range_spec(RecordKind::WriteZeroes, piece, 0);
                     (!skip_zeroes).then(|| self.ring().claim(&spec, None))
                 }
-                Ok(_) => {
+                Ok(false) => {
                     sent += piece.len();
                     Some(
                         self.ring().claim(&data_spec(RecordKind::ReadBack, piece, 0), Some(extent)),
