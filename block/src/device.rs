@@ -66,6 +66,17 @@ pub enum DeviceError {
     },
 }
 
+impl DeviceError {
+    /// The error of an operation on `range` that the operating system failed.
+    #[must_use]
+    pub fn io(range: ByteRange, source: std::io::Error) -> Self {
+        match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::NoSpace,
+            _ => Self::Io { range, source },
+        }
+    }
+}
+
 /// When a write counts as done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -186,4 +197,17 @@ pub fn check_range(geometry: &Geometry, range: ByteRange) -> Result<(), DeviceEr
     } else {
         Err(DeviceError::OutOfRange { range, size_bytes: geometry.size_bytes })
     }
+}
+
+/// Checks a read of `len` bytes at `start` against the disk, and gives its range.
+///
+/// # Errors
+/// [`DeviceError::OutOfRange`].
+pub fn check_read(geometry: &Geometry, start: u64, len: usize) -> Result<ByteRange, DeviceError> {
+    let range = ByteRange::new(start, len as u64).ok_or_else(|| DeviceError::OutOfRange {
+        range: ByteRange::between(start, u64::MAX).expect("no start lies behind the last byte"),
+        size_bytes: geometry.size_bytes,
+    })?;
+    check_range(geometry, range)?;
+    Ok(range)
 }

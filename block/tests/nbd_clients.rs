@@ -10,7 +10,11 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+use tidemark_block::file_device::FileDevice;
+use tidemark_block::store::{OpenMode, UringStore};
 
 use nbd_support::{Fixture, MemoryDisk, Shape, pattern};
 
@@ -178,6 +182,36 @@ fn qemu_writes_reads_compares_and_maps() {
     let refused = ["-f", "raw", "-c", "read 5M 4k", "-c", "read 6M 4k", &uri];
     let (_, output) = run_status("qemu-io", &refused).expect("installed, as seen above");
     assert!(output.contains("read failed") && output.contains("read 4096/4096"), "{output}");
+}
+
+#[test]
+fn fio_verifies_what_it_wrote_to_a_file_behind_the_server() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("disk");
+    let file = std::fs::File::create(&path).expect("a fresh folder");
+    file.set_len(64 << 20).expect("a sparse file");
+    drop(file);
+    let store = UringStore::open(&path, OpenMode::ReadWrite).expect("nobody else has it");
+    let fixture = Fixture::with_disk("disk", Arc::new(FileDevice::new(store)));
+    let uri = format!("--uri={}", fixture.uri("disk"));
+    let job = [
+        "--name=verify",
+        "--ioengine=nbd",
+        &uri,
+        "--size=64M",
+        "--io_size=32M",
+        "--rw=randwrite",
+        "--bsrange=512-512k",
+        "--bs_unaligned",
+        "--iodepth=32",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--randseed=7",
+        "--fsync=50",
+    ];
+    let Some(output) = run("fio", &job) else { return };
+    assert!(output.contains("err= 0"), "{output}");
 }
 
 const NBDSH_SCRIPT: &str = r#"

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nbd_support::{Client, Fixture, MemoryDisk, Shape, cmd, err, flag, opt, pattern, wait_for};
+use tidemark_block::engine::ExecutorConfig;
 use tidemark_block::nbd::ServerConfig;
 
 const MIB: u64 = 1 << 20;
@@ -280,6 +281,29 @@ fn connections_are_bounded() {
 }
 
 #[test]
+fn workers_without_room_turn_clients_away_and_go_on() {
+    let executors = ExecutorConfig { tasks_max: 6, ..ExecutorConfig::default() };
+    let config = ServerConfig::default();
+    let disk = MemoryDisk::sized(MIB);
+    let fixture = Fixture::with_executors("disk", disk, config, executors);
+    let mut first = fixture.connect().flags().go("disk", true);
+    let mut second = fixture.connect().flags().go("disk", true);
+    let mut third = fixture.connect().flags().go("disk", true);
+    assert!(third.is_cut_off());
+    for client in [&mut first, &mut second] {
+        for cookie in 0..64 {
+            client.request(flag::NONE, cmd::READ, cookie, 0, 4096);
+        }
+        for _ in 0..64 {
+            assert!(client.chunk().done);
+        }
+    }
+    drop(second);
+    fixture.wait_for("room", |stats| stats.connections_open == 1);
+    fixture.connect().flags().go("disk", true).request(flag::NONE, cmd::DISC, 0, 0, 0);
+}
+
+#[test]
 fn a_stop_answers_what_is_in_flight_and_refuses_what_comes() {
     let disk = MemoryDisk::sized(MIB);
     let mut fixture = Fixture::with_disk("disk", disk.clone());
@@ -302,6 +326,8 @@ fn a_stop_answers_what_is_in_flight_and_refuses_what_comes() {
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert_eq!(disk.get(0, 4096), vec![7; 4096]);
     assert!(!fixture.socket().exists(), "the socket's file is gone");
+    fixture.exports.remove("disk").expect("it is there");
+    assert_eq!(Arc::strong_count(&disk), 1, "nobody holds the disk any more");
 }
 
 #[test]

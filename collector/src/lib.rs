@@ -7,10 +7,13 @@
 pub mod catalog;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod error;
+pub mod export;
 pub mod ingest;
 pub mod journal;
 pub mod points;
+pub mod restore;
 pub mod seam;
 pub mod seed;
 pub mod storage;

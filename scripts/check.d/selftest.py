@@ -51,7 +51,7 @@ TREE = {
     "scripts/check.d/crates.toml":
         'elsewhere = { in = ["high"], why = "x" }\nidle = { in = [], why = "" }\n'
         'gone = { in = [], why = "x" }\n',
-    "notes": "see @/x and https://mirror.example/index\n",
+    "notes": "see @/x and https:" "//mirror.example/index\n",
 }
 FOUND = {
     edges: ["low/Cargo.toml:2: low may not use high", "low/src/a.rs:1: low::a uses low::b",

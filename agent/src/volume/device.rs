@@ -5,7 +5,7 @@ use std::io;
 use tidemark_block::store::Store;
 use tidemark_block::{
     ByteRange, Chunk, Device, DeviceError, Durability, Geometry, PAYLOAD_BYTES_MAX, Payload,
-    StatusExtent, ZeroOptions, check_range,
+    StatusExtent, ZeroOptions, check_range, check_read,
 };
 use tidemark_wire::RecordKind;
 use tidemark_wire::body::GapReason;
@@ -167,22 +167,17 @@ impl<S: Store> Device for Volume<S> {
                 self.write_spare(start, chunk, durability).await
             }
         };
-        written.map_err(|error| io_error(range, error))
+        written.map_err(|error| DeviceError::io(range, error))
     }
 
     async fn read(&self, start: u64, into: Chunk) -> Result<Chunk, DeviceError> {
-        let size_bytes = self.size_bytes();
-        let range = ByteRange::new(start, into.len() as u64).ok_or_else(|| {
-            let range = ByteRange::between(start, u64::MAX).expect("in order");
-            DeviceError::OutOfRange { range, size_bytes }
-        })?;
-        check_range(&self.geometry(), range)?;
-        self.units.read(start, into).await.map_err(|error| io_error(range, error))
+        let range = check_read(&self.geometry(), start, into.len())?;
+        self.units.read(start, into).await.map_err(|error| DeviceError::io(range, error))
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
         let all = ByteRange::new(0, self.size_bytes()).expect("a size from 0 on");
-        self.sync().await.map_err(|error| io_error(all, error))?;
+        self.sync().await.map_err(|error| DeviceError::io(all, error))?;
         let nowhere = ByteRange::new(0, 0).expect("empty");
         if let Some(record) = self.claim(&range_spec(RecordKind::Flush, nowhere, 0)) {
             record.commit();
@@ -198,7 +193,7 @@ impl<S: Store> Device for Volume<S> {
             match self.change(&spec, self.units.store().punch(units)).await {
                 // A trim is a wish; one that can't be granted leaves the bytes as they were.
                 Err(error) if error.kind() != io::ErrorKind::Unsupported => {
-                    return Err(io_error(units, error));
+                    return Err(DeviceError::io(units, error));
                 }
                 Ok(()) | Err(_) => {}
             }
@@ -220,7 +215,7 @@ impl<S: Store> Device for Volume<S> {
                 async { self.units.zero(range, options.no_hole, options.fast).await.map(|_| ()) };
             self.change(&spec, work).await.map_err(|error| match error.kind() {
                 io::ErrorKind::Unsupported => DeviceError::Unsupported("fast zeroing"),
-                _ => io_error(range, error),
+                _ => DeviceError::io(range, error),
             })?;
         }
         self.settle_durability(range, options.durability).await
@@ -234,7 +229,7 @@ impl<S: Store> Device for Volume<S> {
     ) -> Result<(), DeviceError> {
         check_range(&self.geometry(), range)?;
         let status = self.units.store().data_extents(range, extents_max, extents);
-        status.map_err(|error| io_error(range, error))
+        status.map_err(|error| DeviceError::io(range, error))
     }
 
     async fn cache(&self, range: ByteRange) -> Result<(), DeviceError> {
@@ -250,7 +245,7 @@ impl<S: Store> Volume<S> {
     ) -> Result<(), DeviceError> {
         match durability {
             Durability::Cached => Ok(()),
-            Durability::Stable => self.sync().await.map_err(|error| io_error(range, error)),
+            Durability::Stable => self.sync().await.map_err(|error| DeviceError::io(range, error)),
         }
     }
 }
@@ -268,11 +263,4 @@ impl VolumePayload {
 fn flags(durability: Durability, no_hole: bool) -> u8 {
     let fua = if durability == Durability::Stable { FLAG_FUA } else { 0 };
     fua | if no_hole { FLAG_NO_HOLE } else { 0 }
-}
-
-fn io_error(range: ByteRange, source: io::Error) -> DeviceError {
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DeviceError::NoSpace,
-        _ => DeviceError::Io { range, source },
-    }
 }

@@ -1,10 +1,13 @@
 //! Those who wait for something, in the order in which they came.
 //!
 //! Lives inside the lock of what is waited for. The list keeps its memory, so waiting allocates
-//! only when more wait than ever before.
+//! only when more wait than ever before, and more than a few.
 
 use std::collections::VecDeque;
 use std::task::Waker;
+
+/// How many can wait in the memory that a list begins with.
+const FEW: usize = 8;
 
 /// See the module's text.
 pub(super) struct WaitList {
@@ -14,7 +17,7 @@ pub(super) struct WaitList {
 
 impl WaitList {
     pub(super) fn new() -> Self {
-        Self { waiting: VecDeque::new(), next_ticket: 0 }
+        Self { waiting: VecDeque::with_capacity(FEW), next_ticket: 0 }
     }
 
     /// Queues `waker` at the end and returns its ticket.

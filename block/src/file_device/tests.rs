@@ -3,16 +3,21 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::engine::lock;
 use crate::engine::{Executor, ExecutorConfig, sleep, spawn};
 use crate::store::{OpenMode, StoreGeometry, UringStore};
 
 const DISK_BYTES: usize = 64 * 1024;
+
+fn len_in_memory(range: ByteRange) -> usize {
+    usize::try_from(range.len()).unwrap()
+}
 
 /// Memory that insists on alignment and lets other tasks run in the middle of every operation.
 struct StrictStore {

@@ -14,7 +14,7 @@ use fuser::{
     BsdFileFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    Request as Caller, TimeOrNow, WriteFlags,
+    ReplyXattr, Request as Caller, TimeOrNow, WriteFlags,
 };
 
 use super::attributes::{self, Owner};
@@ -388,6 +388,22 @@ impl<D: Device> Filesystem for Disks<D> {
         reply: ReplyEmpty,
     ) {
         reply.ok();
+    }
+
+    /// There are none; the kernel stops asking at this answer.
+    fn getxattr(
+        &self,
+        _caller: &Caller,
+        _ino: INodeNo,
+        _name: &OsStr,
+        _size: u32,
+        reply: ReplyXattr,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _caller: &Caller, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
     }
 
     fn statfs(&self, _caller: &Caller, _ino: INodeNo, reply: ReplyStatfs) {

@@ -170,7 +170,7 @@ async fn read<D: Device>(
         let buffer = connection.buffers.take(len).await;
         match connection.device.read(range.start(), buffer).await {
             Ok(data) => {
-                connection.counters.count_read(len);
+                connection.counters().count_read(len);
                 let reply = if connection.negotiated.structured {
                     Reply::Data { cookie, offset: range.start(), data, last: true }
                 } else {

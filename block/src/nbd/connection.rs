@@ -25,7 +25,7 @@ use super::read_buffers::ReadBuffers;
 use super::reader::Reader;
 use super::reply_queue::{HEADS_BYTES, ReplyQueue};
 use super::request::Negotiated;
-use super::server::Shared;
+use super::server::{OpenConnection, Shared};
 use super::stats::Counters;
 
 /// See the module's text.
@@ -36,7 +36,6 @@ pub(super) struct Connection<D> {
     pub(super) replies: ReplyQueue,
     pub(super) buffers: ReadBuffers,
     pub(super) gate: Gate,
-    pub(super) counters: Arc<Counters>,
     pub(super) payload_watch: PayloadWatch,
     /// New requests are answered with "shutting down".
     pub(super) stopping: Cell<bool>,
@@ -44,6 +43,14 @@ pub(super) struct Connection<D> {
     failure: RefCell<Option<ConnectionError>>,
     writer_done: Milestone,
     done: Milestone,
+    /// Last, so that the server counts the connection as open until the disk is let go.
+    place: OpenConnection<D>,
+}
+
+impl<D> Connection<D> {
+    pub(super) fn counters(&self) -> &Counters {
+        &self.place.server.counters
+    }
 }
 
 impl<D: Device> Connection<D> {
@@ -96,8 +103,9 @@ pub(super) async fn serve<D: Device>(
     stream: Stream,
     export: Export<D>,
     negotiated: Negotiated,
-    server: &Arc<Shared<D>>,
+    place: OpenConnection<D>,
 ) -> Result<(), ConnectionError> {
+    let server = Arc::clone(&place.server);
     let config = &server.config;
     let connection = Rc::new(Connection {
         stream,
@@ -106,15 +114,15 @@ pub(super) async fn serve<D: Device>(
         replies: ReplyQueue::new(config.in_flight_max),
         buffers: ReadBuffers::new(config.in_flight_max, config.payload_bytes_in_flight_max),
         gate: Gate::new(config.in_flight_max, config.payload_bytes_in_flight_max),
-        counters: Arc::clone(&server.counters),
         payload_watch: PayloadWatch::default(),
         stopping: Cell::new(false),
         failure: RefCell::new(None),
         writer_done: Milestone::default(),
         done: Milestone::default(),
+        place,
     });
     let started = start(write_replies(Rc::clone(&connection)))
-        && start(watch(Rc::clone(&connection), Arc::clone(server)));
+        && start(watch(Rc::clone(&connection), Arc::clone(&server)));
     if !started {
         // Ends the writer, should that have been started.
         connection.cut();

@@ -67,7 +67,7 @@ async fn send_data<D: Device>(
         let offset = piece.start();
         match connection.device.read(offset, buffer).await {
             Ok(data) => {
-                connection.counters.count_read(data.len());
+                connection.counters().count_read(data.len());
                 let last = ends_reply && left.is_empty();
                 if !connection.replies.push(Reply::Data { cookie, offset, data, last }).await {
                     return false;
@@ -104,7 +104,7 @@ pub(super) async fn in_one_reply<D: Device>(
     let payload_bytes = u32::try_from(range.len()).expect("reads are limited to 32 MiB");
     let structured_at = structured.then_some(range.start());
     turn.push(Reply::StreamHead { cookie, payload_bytes, structured_at });
-    connection.counters.count_read(first.len());
+    connection.counters().count_read(first.len());
     turn.push(Reply::StreamPiece { data: first });
     let failed = send_rest(connection, &turn, rest).await;
     match failed {
@@ -145,7 +145,7 @@ async fn send_rest<D: Device>(
                 Err(error) => return Some((piece.start(), error)),
             }
         };
-        connection.counters.count_read(data.len());
+        connection.counters().count_read(data.len());
         if !turn.push(Reply::StreamPiece { data }) {
             return failed;
         }

@@ -32,7 +32,8 @@ pub(super) enum Next<D> {
     Option,
     /// Let the client go; it asked for that.
     Close,
-    /// Hang up, as `NBD_OPT_EXPORT_NAME` has no error reply.
+    /// Hang up, as `NBD_OPT_EXPORT_NAME` has no error reply. The name is cut to a length that is
+    /// fit for a log.
     NoSuchExport(String),
     /// Serve requests on this export.
     Transmission(Export<D>, Negotiated),
@@ -60,7 +61,8 @@ impl<'a, D: Device> Negotiation<'a, D> {
         let parsed = match parse_option(code, data) {
             Ok(parsed) => parsed,
             Err(_) if code == option::EXPORT_NAME => {
-                return Next::NoSuchExport(String::from_utf8_lossy(data).into_owned());
+                let front = &data[..data.len().min(MESSAGE_BYTES_MAX)];
+                return Next::NoSuchExport(String::from_utf8_lossy(front).into_owned());
             }
             Err(error) => {
                 if code == option::SET_META_CONTEXT {
@@ -116,7 +118,8 @@ impl<'a, D: Device> Negotiation<'a, D> {
 
     fn export_name(&self, name: &str, reply: &mut Replies) -> Next<D> {
         let Some(export) = self.find(name) else {
-            return Next::NoSuchExport(name.to_owned());
+            let front = &name[..name.floor_char_boundary(MESSAGE_BYTES_MAX)];
+            return Next::NoSuchExport(front.to_owned());
         };
         let geometry = export.device.geometry();
         let flags = transmission_flags(&geometry, self.structured);

@@ -46,7 +46,7 @@ where
             let Some(request) = self.inbox.request(&self.connection.stream).await? else {
                 return Ok(());
             };
-            self.connection.counters.count_request();
+            self.connection.counters().count_request();
             let geometry = self.connection.device.geometry();
             let checked = match request.check(&geometry, self.connection.negotiated) {
                 Ok(command) if self.connection.stopping.get() => match command {
@@ -106,7 +106,7 @@ where
             self.connection.payload_watch.begin();
             let payload = self.inbox.payload(&self.connection.stream, payload).await?;
             self.connection.payload_watch.end();
-            self.connection.counters.count_written(bytes);
+            self.connection.counters().count_written(bytes);
             let (part, rest) = cut(left, bytes as u64);
             if joint.is_none() && !rest.is_empty() {
                 joint = Some(JointWrite::new(cookie));

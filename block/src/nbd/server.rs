@@ -65,7 +65,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// What connections and listeners of one server share.
 pub(super) struct Shared<D> {
     pub(super) config: ServerConfig,
-    pub(super) counters: Arc<Counters>,
+    pub(super) counters: Counters,
     exports: Arc<ExportList<D>>,
     workers: WorkersHandle,
     is_stopping: AtomicBool,
@@ -133,7 +133,7 @@ impl<D: Device> Server<D> {
         let config = ServerConfig { in_flight_max: config.in_flight_max.max(1), ..config };
         let shared = Arc::new(Shared {
             config,
-            counters: Arc::default(),
+            counters: Counters::default(),
             exports,
             workers: workers.clone(),
             is_stopping: AtomicBool::new(false),
@@ -207,14 +207,12 @@ fn admit<D: Device>(server: &Arc<Shared<D>>, stream: Stream, peer: PeerName) {
         return;
     };
     server.counters.count_accepted();
-    server.workers.spawn_on(place.worker, move || async move {
-        welcome(&place.server, stream, peer).await;
-    });
+    server.workers.spawn_on(place.worker, move || welcome(place, stream, peer));
 }
 
 /// Counts a connection as open for as long as it lives, also when its worker never starts it.
-struct OpenConnection<D> {
-    server: Arc<Shared<D>>,
+pub(super) struct OpenConnection<D> {
+    pub(super) server: Arc<Shared<D>>,
     worker: usize,
 }
 
@@ -240,12 +238,13 @@ impl<D> Drop for OpenConnection<D> {
 }
 
 /// The whole life of a connection.
-async fn welcome<D: Device>(server: &Arc<Shared<D>>, stream: Stream, peer: PeerName) {
-    let (result, export) = match choose(server, &stream).await {
+async fn welcome<D: Device>(place: OpenConnection<D>, stream: Stream, peer: PeerName) {
+    let server = Arc::clone(&place.server);
+    let (result, export) = match choose(&server, &stream).await {
         Ok(Some((export, negotiated))) => {
             let name = export.name.clone();
             tracing::debug!(%peer, export = name, ?negotiated, "nbd client attached");
-            (serve(stream, export, negotiated, server).await, name)
+            (serve(stream, export, negotiated, place).await, name)
         }
         Ok(None) => (Ok(()), String::new()),
         Err(error) => (Err(error), String::new()),

@@ -14,28 +14,37 @@ use std::sync::Arc;
 use tidemark_block::engine::socket::{Address, Listener};
 use tidemark_block::engine::{ExecutorConfig, Workers};
 use tidemark_block::nbd::{Server, ServerConfig, ServerStats};
-use tidemark_block::{Export, ExportList};
+use tidemark_block::{Device, Export, ExportList};
 
 pub use client::{Chunk, Client, OptionReply, cmd, err, flag, opt, rep};
 pub use memory_disk::{MemoryDisk, Shape};
 
 /// A server with its workers, taken down when dropped.
-pub struct Fixture {
-    pub exports: Arc<ExportList<MemoryDisk>>,
+pub struct Fixture<D: Device = MemoryDisk> {
+    pub exports: Arc<ExportList<D>>,
     /// The second way in.
     pub tcp: SocketAddr,
-    server: Option<Server<MemoryDisk>>,
+    server: Option<Server<D>>,
     workers: Option<Workers>,
     folder: tempfile::TempDir,
 }
 
-impl Fixture {
+impl<D: Device> Fixture<D> {
     /// Serves one disk under a name.
-    pub fn with_disk(name: &str, disk: Arc<MemoryDisk>) -> Self {
+    pub fn with_disk(name: &str, disk: Arc<D>) -> Self {
         Self::with_config(name, disk, ServerConfig::default())
     }
 
-    pub fn with_config(name: &str, disk: Arc<MemoryDisk>, config: ServerConfig) -> Self {
+    pub fn with_config(name: &str, disk: Arc<D>, config: ServerConfig) -> Self {
+        Self::with_executors(name, disk, config, ExecutorConfig::default())
+    }
+
+    pub fn with_executors(
+        name: &str,
+        disk: Arc<D>,
+        config: ServerConfig,
+        executors: ExecutorConfig,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = folder.path().join("nbd.sock");
         let listener = Listener::bind(&Address::Unix(socket)).expect("a socket in a fresh folder");
@@ -46,8 +55,7 @@ impl Fixture {
         let description = format!("the test's disk {name}");
         let export = Export { name: name.to_owned(), description, device: disk };
         exports.add(export).expect("a valid name");
-        let workers =
-            Workers::start("nbd-test", 2, ExecutorConfig::default()).expect("io_uring works here");
+        let workers = Workers::start("nbd-test", 2, executors).expect("io_uring works here");
         let server = Server::start(
             Arc::clone(&exports),
             vec![listener, tcp_listener],
@@ -57,7 +65,7 @@ impl Fixture {
         Self { exports, tcp, server: Some(server), workers: Some(workers), folder }
     }
 
-    pub fn add(&self, name: &str, description: &str, disk: Arc<MemoryDisk>) {
+    pub fn add(&self, name: &str, description: &str, disk: Arc<D>) {
         let (name, description) = (name.to_owned(), description.to_owned());
         self.exports.add(Export { name, description, device: disk }).expect("a valid name");
     }
@@ -96,7 +104,7 @@ impl Fixture {
     }
 }
 
-impl Drop for Fixture {
+impl<D: Device> Drop for Fixture<D> {
     fn drop(&mut self) {
         self.stop();
         if let Some(workers) = self.workers.take() {

@@ -134,7 +134,7 @@ impl Manifest {
         let path = dir.join(MANIFEST_FILE);
         let failed = |source| Failure::io("read", &path, source);
         let file = storage.open_read_only(&path).map_err(failed)?;
-        let len = file.len_bytes().map_err(failed)?.min(MANIFEST_BYTES_MAX);
+        let len = file.len().map_err(failed)?.min(MANIFEST_BYTES_MAX);
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
         file.read_at(&mut bytes, 0).map_err(failed)?;
         Self::decode(&bytes).map_err(|detail| {

@@ -384,8 +384,7 @@ impl<S: Storage> VolumeCore<S> {
 
     fn look_at_spans(&mut self) {
         let Some(journal) = &self.journal else { return };
-        let open = journal.reader().spans().last().filter(|span| span.end.is_none()).copied();
-        self.span_open = open.map(|span| span.begin);
+        self.span_open = journal.reader().span_open();
         if self.span_open.is_none() {
             self.shared.lock().copy = None;
         }

@@ -27,7 +27,7 @@ pub fn inspect_segment<S: Storage>(
     path: &Path,
 ) -> Result<SegmentReport, JournalError> {
     let file = storage.open_read_only(path).map_err(JournalError::io("open", path))?;
-    let len = file.len_bytes().map_err(JournalError::io("look at", path))?;
+    let len = file.len().map_err(JournalError::io("look at", path))?;
     let header = read_header(&file, path)?;
     let mut damage = Vec::new();
     let sealed = path.extension().is_some_and(|extension| extension == "seg");
@@ -139,7 +139,7 @@ pub fn inspect_records<S: Storage>(
     limit: usize,
 ) -> Result<(Vec<InspectedRecord>, Option<Damage>), JournalError> {
     let file = storage.open_read_only(path).map_err(JournalError::io("open", path))?;
-    let len = file.len_bytes().map_err(JournalError::io("look at", path))?;
+    let len = file.len().map_err(JournalError::io("look at", path))?;
     read_header(&file, path)?;
     let (end, known_end) = match read_trailer(&file, path) {
         Ok(trailer) => (trailer.records_end.get(), true),

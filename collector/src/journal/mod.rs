@@ -8,9 +8,14 @@
 //! - [`format`]: the segment file, byte by byte;
 //! - `writer`: append, group commit, sealing, latching after a failed write;
 //! - `recover`: what is done with the files at start, and with damage;
-//! - `reader`, `segment`, `index`, `span`: what readers ask;
+//! - `reader`, `segment`, `index`, `span`, `files`, `cache`: what readers ask;
 //! - `inspect`, `scan`: segment files without a journal around them.
+//!
+//! Order of locks: what is published, then the state of a segment, then the cache of open files;
+//! none is held over a write or a sync.
 
+mod cache;
+mod files;
 pub mod format;
 mod index;
 mod inspect;
@@ -22,6 +27,7 @@ mod span;
 mod types;
 mod writer;
 
+pub(crate) use cache::Cache;
 pub use inspect::{inspect_records, inspect_segment};
 pub use reader::{JournalReader, Pin};
 pub(crate) use segment::{Head, Segment, decode_head};

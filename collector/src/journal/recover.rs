@@ -25,6 +25,7 @@ use ring::digest::{Context, SHA256};
 use tidemark_wire::{RecordKind, Seq};
 use zerocopy::IntoBytes;
 
+use super::files::Files;
 use super::format::{HEADER_BYTES, MarkEntry, SegmentHeader, SegmentTrailer};
 use super::index::MemoryIndex;
 use super::scan::{Scan, Stop};
@@ -80,6 +81,7 @@ impl SegmentName {
 
 struct Recovery<'a, S: Storage> {
     storage: &'a S,
+    files: &'a Arc<Files<S>>,
     dir: &'a Path,
     identity: &'a JournalIdentity,
     opened: Opened<S>,
@@ -91,6 +93,7 @@ struct Recovery<'a, S: Storage> {
 /// `Io`, `Foreign` or `Version`; damage is in the report.
 pub(crate) fn open<S: Storage>(
     storage: &S,
+    files: &Arc<Files<S>>,
     dir: &Path,
     identity: &JournalIdentity,
 ) -> Result<Opened<S>, JournalError> {
@@ -107,7 +110,7 @@ pub(crate) fn open<S: Storage>(
         unreadable: Vec::new(),
         report,
     };
-    let mut recovery = Recovery { storage, dir, identity, opened };
+    let mut recovery = Recovery { storage, files, dir, identity, opened };
     for (at, name) in names.iter().enumerate() {
         recovery.take(*name, at + 1 == names.len())?;
     }
@@ -165,7 +168,7 @@ impl<S: Storage> Recovery<'_, S> {
         if trailer.first_seq != header.first_seq
             || trailer.chain != chain_digest(&header.prev_chain, &trailer.digest)
         {
-            let at = file.len_bytes().map_err(JournalError::io("look at", path))?;
+            let at = file.len().map_err(JournalError::io("look at", path))?;
             let detail = "it does not belong to the header of the file";
             return Err(Damage::new(path, Part::Trailer, at, detail).into());
         }
@@ -173,10 +176,17 @@ impl<S: Storage> Recovery<'_, S> {
         let marks = read_marks(&file, path, &trailer)?;
         self.begin(&header);
         marks.iter().for_each(|mark| self.opened.apply_mark(mark));
+        let span = OpenSpan::from_fields(trailer.span_begin.get(), trailer.span_resync);
+        if span != self.opened.spans.open() || trailer.size_bytes.get() != self.opened.size_bytes()
+        {
+            let at = trailer.marks_at.get();
+            let detail = "they do not lead to the span and size that the trailer has";
+            return Err(Damage::new(path, Part::Marks, at, detail).into());
+        }
         self.opened.chain = trailer.chain;
         self.opened.report.records += trailer.record_count.get();
         self.opened.report.durable = Seq(trailer.last_seq.get());
-        let segment = Segment::new_sealed(file, path.to_owned(), trailer);
+        let segment = Segment::new_sealed(self.files, path.to_owned(), trailer);
         self.opened.segments.push(Arc::new(segment));
         Ok(())
     }
@@ -192,6 +202,11 @@ impl<S: Storage> Recovery<'_, S> {
         if header.prev_chain != self.opened.chain {
             return bad("its digest of the segment before is not that segment's".into());
         }
+        let goes_on = header_span(header) == self.opened.spans.open()
+            && header.size_bytes.get() == self.opened.size_bytes();
+        if !goes_on && !self.opened.segments.is_empty() {
+            return bad("its span and size are not those after the segment before".into());
+        }
         Ok(())
     }
 
@@ -199,14 +214,13 @@ impl<S: Storage> Recovery<'_, S> {
     fn begin(&mut self, header: &SegmentHeader) {
         if self.opened.segments.is_empty() {
             self.opened.sizes = vec![(Seq(header.prev_seq.get()), header.size_bytes.get())];
-            self.opened.spans =
-                Spans::resume(OpenSpan::from_fields(header.span_begin.get(), header.span_resync));
+            self.opened.spans = Spans::resume(header_span(header));
         }
     }
 
     fn take_open(&mut self, name: SegmentName, path: &Path) -> Result<(), JournalError> {
         let file = self.storage.open(path).map_err(JournalError::io("open", path))?;
-        let len = file.len_bytes().map_err(JournalError::io("look at", path))?;
+        let len = file.len().map_err(JournalError::io("look at", path))?;
         let header = match read_header(&file, path) {
             Ok(header) => header,
             Err(JournalError::Damaged(damage)) => {
@@ -253,10 +267,13 @@ impl<S: Storage> Recovery<'_, S> {
         index.marks().iter().for_each(|mark| self.opened.apply_mark(mark));
         self.opened.report.records += extremes.records;
         self.opened.report.durable = extremes.last_seq;
-        let segment = Arc::new(Segment::new_open(file, path.to_owned(), name.first_seq, index));
+        let (file, first_seq) = (Arc::new(file), name.first_seq);
+        let segment =
+            Segment::new_open(self.files, Arc::clone(&file), path.to_owned(), first_seq, index);
+        let segment = Arc::new(segment);
         self.opened.segments.push(Arc::clone(&segment));
         let prev_chain = header.prev_chain;
-        self.opened.open = Some(OpenSegment { segment, digest, end, prev_chain });
+        self.opened.open = Some(OpenSegment { segment, file, digest, end, prev_chain });
         Ok(())
     }
 
@@ -372,10 +389,18 @@ impl<S: Storage> Recovery<'_, S> {
 const COPY_BYTES: usize = 1024 * 1024;
 
 impl<S: Storage> Opened<S> {
+    fn size_bytes(&self) -> u64 {
+        self.sizes.last().map_or(0, |(_, size)| *size)
+    }
+
     fn apply_mark(&mut self, mark: &MarkEntry) {
         self.spans.apply(mark);
         self.sizes.extend(size_after(mark));
     }
+}
+
+fn header_span(header: &SegmentHeader) -> Option<OpenSpan> {
+    OpenSpan::from_fields(header.span_begin.get(), header.span_resync)
 }
 
 /// The size of the volume that a mark sets.
@@ -417,7 +442,7 @@ fn unreadable_info<S: Storage>(
     path: &Path,
     damage: &Damage,
 ) -> SegmentInfo {
-    let bytes = storage.open_read_only(path).and_then(|file| file.len_bytes()).unwrap_or(0);
+    let bytes = storage.open_read_only(path).and_then(|file| file.len()).unwrap_or(0);
     SegmentInfo {
         name: path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         sealed: name.sealed,

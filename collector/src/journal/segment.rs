@@ -9,7 +9,7 @@ use std::io;
 use std::mem::size_of;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use tidemark_block::ByteRange;
 use tidemark_wire::limits::VOLUME_BYTES_MAX;
@@ -19,9 +19,10 @@ use tidemark_wire::{
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
+use super::files::Files;
 use super::format::{
-    HEADER_BYTES, HEADER_MAGIC, IndexEntry, MarkEntry, SEGMENT_VERSION, SegmentHeader,
-    SegmentTrailer, TRAILER_BYTES, TRAILER_MAGIC, Waypoint,
+    HEADER_BYTES, HEADER_MAGIC, IndexEntry, MarkEntry, NARROW_CELLS_MAX, SEGMENT_VERSION,
+    SegmentHeader, SegmentTrailer, TRAILER_BYTES, TRAILER_MAGIC, Waypoint,
 };
 use super::index::{Extremes, MemoryIndex, Tables, Visit, cut_marks};
 use super::scan::{RECORD_BYTES_MAX, part_of};
@@ -32,13 +33,15 @@ use crate::storage::{Storage, StorageFile};
 type MapOf<S> = <<S as Storage>::File as StorageFile>::Map;
 
 enum Index<S: Storage> {
-    Memory(MemoryIndex),
+    /// Open: the writer's file.
+    Memory { index: MemoryIndex, file: Arc<S::File> },
+    /// Sealed: the file is opened when it is needed.
     Sealed { trailer: Box<SegmentTrailer>, map: OnceLock<MapOf<S>> },
 }
 
 /// A segment that can be read.
 pub(crate) struct Segment<S: Storage> {
-    file: S::File,
+    files: Arc<Files<S>>,
     first_seq: Seq,
     state: RwLock<State<S>>,
 }
@@ -64,20 +67,25 @@ impl Head {
 impl<S: Storage> Segment<S> {
     /// A segment that takes records.
     pub(crate) fn new_open(
-        file: S::File,
+        files: &Arc<Files<S>>,
+        file: Arc<S::File>,
         path: PathBuf,
         first_seq: Seq,
         index: MemoryIndex,
     ) -> Self {
-        let state = State { path, index: Index::Memory(index) };
-        Self { file, first_seq, state: RwLock::new(state) }
+        let state = RwLock::new(State { path, index: Index::Memory { index, file } });
+        Self { files: Arc::clone(files), first_seq, state }
     }
 
     /// A complete one.
-    pub(crate) fn new_sealed(file: S::File, path: PathBuf, trailer: Box<SegmentTrailer>) -> Self {
+    pub(crate) fn new_sealed(
+        files: &Arc<Files<S>>,
+        path: PathBuf,
+        trailer: Box<SegmentTrailer>,
+    ) -> Self {
         let first_seq = Seq(trailer.first_seq.get());
-        let state = State { path, index: Index::Sealed { trailer, map: OnceLock::new() } };
-        Self { file, first_seq, state: RwLock::new(state) }
+        let index = Index::Sealed { trailer, map: OnceLock::new() };
+        Self { files: Arc::clone(files), first_seq, state: RwLock::new(State { path, index }) }
     }
 
     fn state(&self) -> std::sync::RwLockReadGuard<'_, State<S>> {
@@ -89,8 +97,14 @@ impl<S: Storage> Segment<S> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn file(&self) -> &S::File {
-        &self.file
+    fn file(&self, state: &State<S>) -> Result<Arc<S::File>, ReadError> {
+        match &state.index {
+            Index::Memory { file, .. } => Ok(Arc::clone(file)),
+            Index::Sealed { .. } => {
+                let file = self.files.get(self.first_seq, &state.path);
+                file.map_err(ReadError::io("open", &state.path))
+            }
+        }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -107,7 +121,7 @@ impl<S: Storage> Segment<S> {
     /// When the segment is sealed: a programmer's mistake.
     pub(crate) fn note<'r>(&self, records: impl Iterator<Item = (Record<'r>, u32)>) {
         let mut state = self.state_mut();
-        let Index::Memory(index) = &mut state.index else {
+        let Index::Memory { index, .. } = &mut state.index else {
             panic!("records for the sealed segment {}", state.path.display());
         };
         for (record, position) in records {
@@ -118,7 +132,7 @@ impl<S: Storage> Segment<S> {
     /// Gives the index of an open segment to `read`; `None` when it is sealed.
     pub(crate) fn with_memory<T>(&self, read: impl FnOnce(&MemoryIndex) -> T) -> Option<T> {
         match &self.state().index {
-            Index::Memory(index) => Some(read(index)),
+            Index::Memory { index, .. } => Some(read(index)),
             Index::Sealed { .. } => None,
         }
     }
@@ -130,16 +144,19 @@ impl<S: Storage> Segment<S> {
 
     pub(crate) fn extremes(&self) -> Extremes {
         match &self.state().index {
-            Index::Memory(index) => index.extremes(),
+            Index::Memory { index, .. } => index.extremes(),
             Index::Sealed { trailer, .. } => trailer_extremes(trailer),
         }
     }
 
     pub(crate) fn info(&self) -> SegmentInfo {
         let state = self.state();
-        let (extremes, chain) = match &state.index {
-            Index::Memory(index) => (index.extremes(), None),
-            Index::Sealed { trailer, .. } => (trailer_extremes(trailer), Some(trailer.chain)),
+        let (extremes, chain, bytes) = match &state.index {
+            Index::Memory { index, file } => (index.extremes(), None, file.len().unwrap_or(0)),
+            Index::Sealed { trailer, .. } => {
+                let bytes = tables_range(trailer).end() + TRAILER_BYTES;
+                (trailer_extremes(trailer), Some(trailer.chain), bytes)
+            }
         };
         SegmentInfo {
             name: file_name(&state.path),
@@ -149,7 +166,7 @@ impl<S: Storage> Segment<S> {
             first_time: extremes.first_time,
             last_time: extremes.last_time,
             records: extremes.records,
-            bytes: self.file.len_bytes().unwrap_or(0),
+            bytes,
             chain,
             damage: None,
         }
@@ -198,25 +215,30 @@ impl<S: Storage> Segment<S> {
     ) -> Result<T, ReadError> {
         let state = self.state();
         match &state.index {
-            Index::Memory(index) => Ok(memory(index, argument)),
+            Index::Memory { index, .. } => Ok(memory(index, argument)),
             Index::Sealed { trailer, map } => {
                 let bytes = match map.get() {
                     Some(bytes) => bytes,
                     None => {
-                        let bytes = self.map_tables(&state.path, trailer)?;
+                        let bytes = self.map_tables(&state, trailer)?;
                         map.get_or_init(|| bytes)
                     }
                 };
                 let cut = Tables::cut(bytes, trailer)
-                    .expect("open_trailer() compared the counts with the places");
+                    .expect("read_trailer() compared the counts with the places");
                 Ok(tables(cut, argument))
             }
         }
     }
 
-    fn map_tables(&self, path: &Path, trailer: &SegmentTrailer) -> Result<MapOf<S>, ReadError> {
-        let range = tables_range(trailer);
-        let bytes = self.file.map(range).map_err(ReadError::io("map the index of", path))?;
+    fn map_tables(
+        &self,
+        state: &State<S>,
+        trailer: &SegmentTrailer,
+    ) -> Result<MapOf<S>, ReadError> {
+        let path = &state.path;
+        let map = self.file(state)?.map(tables_range(trailer));
+        let bytes = map.map_err(ReadError::io("map the index of", path))?;
         check_tables(path, trailer, &bytes)?;
         Ok(bytes)
     }
@@ -225,9 +247,7 @@ impl<S: Storage> Segment<S> {
     pub(crate) fn records_end(&self) -> Result<u64, ReadError> {
         let state = self.state();
         match &state.index {
-            Index::Memory(_) => {
-                self.file.len_bytes().map_err(ReadError::io("look at", &state.path))
-            }
+            Index::Memory { file, .. } => file.len().map_err(ReadError::io("look at", &state.path)),
             Index::Sealed { trailer, .. } => Ok(trailer.records_end.get()),
         }
     }
@@ -259,8 +279,11 @@ impl<S: Storage> Segment<S> {
 
     /// Reads bytes that the index says are there; a file that ends before is damaged.
     pub(crate) fn read_at(&self, bytes: &mut [u8], position: u64) -> Result<(), ReadError> {
-        self.file.read_at(bytes, position).map_err(|error| {
-            let path = self.path();
+        let (file, path) = {
+            let state = self.state();
+            (self.file(&state)?, state.path.clone())
+        };
+        file.read_at(bytes, position).map_err(|error| {
             if error.kind() == io::ErrorKind::UnexpectedEof {
                 let detail = format!("the file ends before {} bytes from here", bytes.len());
                 Damage::new(&path, Part::File, position, detail).into()
@@ -307,7 +330,7 @@ fn trailer_extremes(trailer: &SegmentTrailer) -> Extremes {
 }
 
 fn tables_range(trailer: &SegmentTrailer) -> ByteRange {
-    let [_, _, _, end] = trailer.expected_places().expect("open_trailer() computed them before");
+    let [_, _, _, end] = trailer.expected_places().expect("read_trailer() computed them before");
     ByteRange::between(trailer.records_end.get(), end).expect("tables follow the records")
 }
 
@@ -360,7 +383,7 @@ pub(crate) fn read_header<F: StorageFile>(
     path: &Path,
 ) -> Result<Box<SegmentHeader>, JournalError> {
     let bad = |detail: String| Err(Damage::new(path, Part::Header, 0, detail).into());
-    let len = file.len_bytes().map_err(JournalError::io("look at", path))?;
+    let len = file.len().map_err(JournalError::io("look at", path))?;
     if len < HEADER_BYTES {
         return bad(format!("the file has {len} bytes, a header has {HEADER_BYTES}"));
     }
@@ -433,7 +456,7 @@ pub(crate) fn read_trailer<F: StorageFile>(
     file: &F,
     path: &Path,
 ) -> Result<Box<SegmentTrailer>, JournalError> {
-    let len = file.len_bytes().map_err(JournalError::io("look at", path))?;
+    let len = file.len().map_err(JournalError::io("look at", path))?;
     let at = len.saturating_sub(TRAILER_BYTES);
     let bad = |detail: &str| Err(Damage::new(path, Part::Trailer, at, detail).into());
     if len < HEADER_BYTES + TRAILER_BYTES {
@@ -456,10 +479,23 @@ pub(crate) fn read_trailer<F: StorageFile>(
     }
     let places = [trailer.wide_at, trailer.marks_at, trailer.waypoints_at].map(U64::get);
     let fits = trailer.expected_places().is_some_and(|expected| {
-        expected[..3] == places && expected[3] == at && trailer.records_end.get() >= HEADER_BYTES
+        expected[..3] == places && expected[3] == at && counts_hold(&trailer)
     });
-    if !fits || trailer.record_count.get() == 0 {
+    if !fits {
         return bad("its tables do not fill the file");
     }
     Ok(trailer)
+}
+
+/// The counts are ones that records of that many bytes can have; this bounds what a reader of
+/// the tables allocates.
+fn counts_hold(trailer: &SegmentTrailer) -> bool {
+    let (end, records) = (trailer.records_end.get(), trailer.record_count.get());
+    let most = end.saturating_sub(HEADER_BYTES) / size_of::<RecordHeader>() as u64;
+    end <= u64::from(u32::MAX)
+        && (1..=most).contains(&records)
+        && trailer.cells_count.get() <= records * NARROW_CELLS_MAX
+        && [trailer.wide_count, trailer.marks_count, trailer.waypoints_count]
+            .iter()
+            .all(|count| count.get() <= records)
 }

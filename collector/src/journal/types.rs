@@ -54,8 +54,8 @@ pub struct Cut {
     pub after_seq: Seq,
     /// What was found there.
     pub why: String,
-    /// The bytes are damaged rather than the end of a write that a crash tore: whole records
-    /// follow behind them. They were moved to this file.
+    /// Where the bytes were copied to, when whole records stand among them: then they are damage
+    /// rather than the end of a write that a crash tore.
     pub kept: Option<PathBuf>,
 }
 

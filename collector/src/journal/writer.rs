@@ -18,6 +18,7 @@ use tidemark_wire::frame::{RecordsBody, records};
 use tidemark_wire::{Epoch, Record, RecordKind, Seq, WallMicros};
 use zerocopy::IntoBytes;
 
+use super::files::Files;
 use super::format::{HEADER_BYTES, SegmentHeader};
 use super::index::{MemoryIndex, mark_entry};
 use super::reader::{JournalReader, Published};
@@ -38,6 +39,7 @@ const SEGMENT_BYTES_LIMIT: u64 = 1 << 31;
 /// The segment that takes records.
 pub(crate) struct OpenSegment<S: Storage> {
     pub(crate) segment: Arc<Segment<S>>,
+    pub(crate) file: Arc<S::File>,
     /// Over the header and the durable records.
     pub(crate) digest: Context,
     /// Where the durable records end.
@@ -69,6 +71,7 @@ enum Gate {
 /// The writer of one volume's journal. One thread owns it.
 pub struct Journal<S: Storage = RealStorage> {
     storage: Arc<S>,
+    files: Arc<Files<S>>,
     dir: PathBuf,
     identity: JournalIdentity,
     config: JournalConfig,
@@ -98,7 +101,8 @@ impl<S: Storage> Journal<S> {
     ) -> Result<(Self, OpenReport), JournalError> {
         config.segment_bytes_max = config.segment_bytes_max.min(SEGMENT_BYTES_LIMIT);
         storage.create_dir(dir).map_err(JournalError::io("create", dir))?;
-        let opened = recover::open(&*storage, dir, &identity)?;
+        let files = Arc::new(Files::new(Arc::clone(&storage)));
+        let opened = recover::open(&*storage, &files, dir, &identity)?;
         let report = opened.report;
         let damage = report.damaged.first().cloned();
         let last = opened.segments.last().map(|segment| segment.extremes().last_time);
@@ -113,6 +117,7 @@ impl<S: Storage> Journal<S> {
         });
         let journal = Self {
             storage,
+            files,
             dir: dir.to_owned(),
             identity,
             config,
@@ -223,7 +228,7 @@ impl<S: Storage> Journal<S> {
             self.open = Some(self.create_segment()?);
         }
         let open = self.open.as_mut().expect("made above");
-        let file = open.segment.file();
+        let file = &open.file;
         let failed = |operation| JournalError::io(operation, &open.segment.path());
         file.write_at(&self.pending, open.end).map_err(failed("write"))?;
         file.datasync().map_err(failed("sync"))
@@ -258,9 +263,10 @@ impl<S: Storage> Journal<S> {
         self.storage.sync_dir(&self.dir).map_err(JournalError::io("sync", &self.dir))?;
         let mut digest = Context::new(&SHA256);
         digest.update(header.as_bytes());
-        let segment = Segment::new_open(file, path, first_seq, MemoryIndex::default());
-        let prev_chain = self.chain;
-        Ok(OpenSegment { segment: Arc::new(segment), digest, end: HEADER_BYTES, prev_chain })
+        let (file, index) = (Arc::new(file), MemoryIndex::default());
+        let segment = Segment::new_open(&self.files, Arc::clone(&file), path, first_seq, index);
+        let (segment, prev_chain) = (Arc::new(segment), self.chain);
+        Ok(OpenSegment { segment, file, digest, end: HEADER_BYTES, prev_chain })
     }
 
     /// Shows the records that were just synced to readers.
@@ -326,7 +332,7 @@ impl<S: Storage> Journal<S> {
         trailer.chain = chain_digest(&open.prev_chain, &trailer.digest);
         trailer.trailer_sum = trailer.compute_sum();
 
-        let file = open.segment.file();
+        let file = &open.file;
         let mut bytes = tables;
         bytes.extend_from_slice(trailer.as_bytes());
         file.write_at(&bytes, open.end).map_err(JournalError::io("write", &path))?;
@@ -365,7 +371,7 @@ impl<S: Storage> Journal<S> {
         self.remove_unborn()?;
         if let Some(open) = &self.open {
             let path = open.segment.path();
-            open.segment.file().set_len(open.end).map_err(JournalError::io("cut", &path))?;
+            open.file.set_len(open.end).map_err(JournalError::io("cut", &path))?;
         }
         self.seal()?;
         self.gate = Gate::Open;

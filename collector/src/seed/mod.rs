@@ -43,7 +43,7 @@ impl<S: Storage> Seed<S> {
             }
             Err(error) => return Err(JournalError::io("open", path)(error)),
         };
-        let size_bytes = file.len_bytes().map_err(JournalError::io("look at", path))?;
+        let size_bytes = file.len().map_err(JournalError::io("look at", path))?;
         Ok(Self { path: path.to_owned(), file, at: Seq(0), size_bytes })
     }
 
@@ -94,7 +94,25 @@ impl<S: Storage> Seed<S> {
         let held = usize::try_from(there).map_or(bytes.len(), |there| there.min(bytes.len()));
         let (inside, behind) = bytes.split_at_mut(held);
         behind.fill(0);
-        if inside.is_empty() { Ok(()) } else { self.file.read_at(inside, at) }
+        // Holes are not read: the page cache would be filled with zeroes for them.
+        let mut done = 0;
+        while done < inside.len() {
+            let from = at + done as u64;
+            let extent = self.file.extent_at(from)?;
+            let left = inside.len() - done;
+            let len = usize::try_from(extent.len_bytes).map_or(left, |len| len.min(left));
+            if len == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let part = &mut inside[done..done + len];
+            if extent.hole {
+                part.fill(0);
+            } else {
+                self.file.read_at(part, from)?;
+            }
+            done += len;
+        }
+        Ok(())
     }
 
     /// The data or hole that begins at a place on the volume; everything behind the seed's end

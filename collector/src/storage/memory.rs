@@ -370,7 +370,7 @@ impl StorageFile for MemoryFile {
         })
     }
 
-    fn len_bytes(&self) -> io::Result<u64> {
+    fn len(&self) -> io::Result<u64> {
         self.with_live(|live| Ok(live.len() as u64))
     }
 

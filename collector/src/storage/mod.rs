@@ -90,6 +90,7 @@ pub struct FileExtent {
 }
 
 /// An open file. Calls from several threads have no order among each other.
+#[allow(clippy::len_without_is_empty, reason = "a length that can fail is asked for its number")]
 pub trait StorageFile: Send + Sync + 'static {
     /// A mapped range.
     type Map: Deref<Target = [u8]> + Send + Sync + 'static;
@@ -110,7 +111,7 @@ pub trait StorageFile: Send + Sync + 'static {
     ///
     /// # Errors
     /// The operating system's.
-    fn len_bytes(&self) -> io::Result<u64>;
+    fn len(&self) -> io::Result<u64>;
 
     /// Cuts or grows (with a hole) the file.
     ///

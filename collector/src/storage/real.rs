@@ -1,4 +1,7 @@
 //! Storage on the machine's file systems.
+//!
+//! A mapped page that the disk can't deliver kills the process with SIGBUS. Only indexes are
+//! mapped; records, where most bytes are, are read with calls that return the error.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -113,7 +116,7 @@ impl StorageFile for RealFile {
         self.0.read_exact_at(bytes, at)
     }
 
-    fn len_bytes(&self) -> io::Result<u64> {
+    fn len(&self) -> io::Result<u64> {
         self.0.metadata().map(|metadata| metadata.len())
     }
 
@@ -135,7 +138,7 @@ impl StorageFile for RealFile {
     }
 
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
-        let len = self.len_bytes()?;
+        let len = self.len()?;
         if at >= len {
             return Ok(FileExtent { len_bytes: 0, hole: true });
         }
@@ -152,7 +155,7 @@ impl StorageFile for RealFile {
     }
 
     fn map(&self, range: ByteRange) -> io::Result<MappedBytes> {
-        if range.end() > self.len_bytes()? {
+        if range.end() > self.len()? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let len = usize::try_from(range.len()).map_err(|_| io::ErrorKind::InvalidInput)?;

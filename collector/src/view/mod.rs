@@ -7,7 +7,6 @@
 //! so what was found stays true and is kept in a bounded cache. A view owns nothing that a crash
 //! could lose; it keeps its segments open and its state pinned until it is dropped.
 
-mod cache;
 mod payload;
 mod resolve;
 
@@ -16,12 +15,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tidemark_block::{ByteRange, StatusExtent};
 use tidemark_wire::Seq;
 
-use self::cache::Cache;
 use self::payload::Payloads;
 use self::resolve::{Extent, Place, Source};
 use crate::error::{NotOffered, ViewError};
 use crate::journal::format::CELL_BYTES;
-use crate::journal::{JournalReader, Pin, Segment};
+use crate::journal::{Cache, JournalReader, Pin, Segment};
 use crate::seed::Seed;
 use crate::storage::{RealStorage, Storage};
 

@@ -11,10 +11,9 @@ use tidemark_wire::codec::Codec;
 use tidemark_wire::limits::CHECK_BLOCK_BYTES;
 use tidemark_wire::{DecodeError, DecodeErrorKind, Record, checksum};
 
-use super::cache::Cache;
 use super::resolve::Place;
 use crate::error::{Damage, Part, ReadError};
-use crate::journal::{Head, Segment, decode_head};
+use crate::journal::{Cache, Head, Segment, decode_head};
 use crate::storage::Storage;
 
 /// Bytes of expanded payloads that one view keeps, at most.

@@ -13,7 +13,7 @@ const AT_HELP: &str = "Which state: `latest`, `seq:N`, a point's name or id, an 
 
 /// See, open and restore any state of a protected disk.
 #[derive(Debug, Parser)]
-#[command(name = "tidemark", version, about, max_term_width = 100)]
+#[command(name = "tidemark", version, max_term_width = 100)]
 pub(crate) struct Arguments {
     /// Control socket of the collector.
     #[arg(long, global = true, env = "TIDEMARK_SOCKET", default_value = CONTROL_SOCKET_DEFAULT,

@@ -1,0 +1,114 @@
+//! The daemon and its volumes, as they stand now.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::api;
+use super::desk::{Desk, blocking};
+use crate::error::Result;
+use crate::ingest::volume::{Facts, Held, Volume};
+use crate::points::{at, timestamp};
+use crate::storage::Storage;
+
+impl<S: Storage> Desk<S> {
+    pub(super) async fn status(self: &Arc<Self>) -> Result<api::Status> {
+        let volumes = self.volume_list().await?;
+        let exports = self.exports.count();
+        let jobs_running = self.jobs.count();
+        let desk = Arc::clone(self);
+        blocking(move || {
+            let config = &desk.sources.config;
+            let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+            Ok(api::Status {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                started: desk.started,
+                data_dir: config.data_dir.clone(),
+                listen: desk.sources.listen.iter().map(ToString::to_string).collect(),
+                free_bytes: desk.sources.storage.free_bytes(&config.data_dir).unwrap_or(0),
+                sessions: count(volumes.iter().filter(|volume| volume.connected).count()),
+                volumes,
+                exports: count(exports),
+                jobs_running: count(jobs_running),
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn volume_list(self: &Arc<Self>) -> Result<Vec<api::VolumeStatus>> {
+        let desk = Arc::clone(self);
+        blocking(move || desk.sources.volumes.all().iter().map(|one| desk.describe(one)).collect())
+            .await
+    }
+
+    pub(super) async fn volume(self: &Arc<Self>, volume: &str) -> Result<api::VolumeStatus> {
+        let (desk, volume) = (Arc::clone(self), self.sources.volumes.find(volume)?);
+        blocking(move || desk.describe(&volume)).await
+    }
+
+    fn describe(&self, volume: &Volume<S>) -> Result<api::VolumeStatus> {
+        let facts = volume.facts();
+        // A volume whose journal is not open is shown with its problem and nothing of its journal.
+        let held = volume.held().ok();
+        let span_open = held.as_ref().and_then(|held| held.reader.span_open()).is_some();
+        let now = self.sources.clock.monotonic();
+        let age = facts.recoverable_at.map(|then| now.saturating_sub(then));
+        let mut status = api::VolumeStatus {
+            id: volume.id().to_string(),
+            name: facts.manifest.name.clone(),
+            size_bytes: facts.manifest.size_bytes,
+            block_bytes: facts.manifest.block_bytes,
+            state: self.state(&facts, span_open, age),
+            connected: facts.live.is_some(),
+            agent: Some(facts.manifest.agent.to_string()),
+            journal: facts.manifest.journal.to_string(),
+            timeline: facts.manifest.timeline.0,
+            epoch: facts.manifest.epoch.0,
+            durable_seq: 0,
+            durable_time: None,
+            first_seq: None,
+            rpo_seconds: age.map(|age| age.as_secs_f64()),
+            journal_bytes: 0,
+            segments: 0,
+            spans: Vec::new(),
+            copy: facts.copy.filter(|_| span_open).map(|copy| api::CopyProgress {
+                done_bytes: copy.done_bytes.get(),
+                total_bytes: copy.total_bytes.get(),
+                sent_bytes: copy.sent_bytes.get(),
+            }),
+            problem: facts.problem,
+        };
+        if let Some(held) = held {
+            describe_journal(&held, &mut status)?;
+        }
+        Ok(status)
+    }
+
+    fn state(&self, facts: &Facts, span_open: bool, age: Option<Duration>) -> api::ProtectionState {
+        let limit = Duration::from_secs(self.sources.config.behind_after_seconds);
+        match facts.live {
+            None => api::ProtectionState::Disconnected,
+            Some(_) if span_open => api::ProtectionState::Copying,
+            Some(_) if age.is_some_and(|age| age <= limit) => api::ProtectionState::Protected,
+            Some(_) => api::ProtectionState::Behind,
+        }
+    }
+}
+
+fn describe_journal<S: Storage>(held: &Held<S>, status: &mut api::VolumeStatus) -> Result<()> {
+    let reader = &held.reader;
+    let durable = reader.durable();
+    status.size_bytes = reader.size_at(durable);
+    status.durable_seq = durable.0;
+    status.durable_time = reader.last_time().map(timestamp);
+    status.first_seq = at::oldest(reader.as_ref())?.map(|oldest| oldest.seq.0);
+    let segments = reader.segments();
+    status.journal_bytes = segments.iter().map(|segment| segment.bytes).sum();
+    status.segments = u32::try_from(segments.len()).unwrap_or(u32::MAX);
+    status.spans = reader
+        .spans()
+        .iter()
+        .map(|span| api::SpanInfo { begin_seq: span.begin.0, end_seq: span.end.map(|end| end.0) })
+        .collect();
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! Sessions with a whole daemon: what is acknowledged is there, across restarts, and a peer that
+//! does wrong loses its connection and nothing else.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod ingest_support;
+
+use ingest_support::{
+    Agent, Change, Daemon, Model, VOLUME_BYTES, change, expect_refusal, hello, write,
+};
+use proptest::prelude::*;
+use proptest::test_runner::{Config as RunConfig, TestRunner};
+use tidemark_collector::control::api::{JobState, NewRestore, ProtectionState};
+use tidemark_collector::control::client::Client;
+use tidemark_wire::frame::FrameKind;
+use tidemark_wire::session::RefuseReason;
+use tidemark_wire::{Epoch, RecordKind, Seq};
+
+/// Restores a state and returns the file's bytes.
+fn restored(client: &Client, at: &str, dir: &std::path::Path) -> Vec<u8> {
+    let target = dir.join("restored.img");
+    let new = NewRestore { volume: "disk1".into(), at: at.into(), target, overwrite: true };
+    let mut job = client.create_restore(&new).unwrap();
+    while job.state == JobState::Running {
+        std::thread::yield_now();
+        job = client.job(job.id).unwrap();
+    }
+    assert_eq!(job.state, JobState::Done, "{:?}", job.error);
+    let result = job.result.unwrap();
+    assert_eq!(result.size_bytes, VOLUME_BYTES);
+    assert_eq!(job.done_bytes, job.total_bytes);
+    std::fs::read(new.target).unwrap()
+}
+
+#[test]
+fn what_is_acknowledged_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = Model::new();
+    let mut states = Vec::new();
+
+    let daemon = Daemon::start(dir.path());
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    let first = agent.welcome.unwrap();
+    assert_eq!((first.durable, first.epoch), (Seq(0), Epoch(1)));
+    agent.copy(&mut model);
+    for round in 0..5u8 {
+        let changes = [
+            write(u64::from(round) * 5000, vec![round + 1; 9000]),
+            change(RecordKind::Trim, u64::from(round) * 7000, 4096, Vec::new()),
+        ];
+        model.apply_all(&changes);
+        states.push((agent.send_changes(&changes), model.clone()));
+    }
+    agent.wait_durable();
+    let durable = agent.last;
+    daemon.stop();
+    let refusal = agent.wait_refusal();
+    assert_eq!(refusal.reason, RefuseReason::Stopping);
+
+    let daemon = Daemon::start(dir.path());
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    let second = agent.welcome.unwrap();
+    assert_eq!((second.durable, second.journal), (durable, first.journal));
+    assert!(second.epoch > first.epoch);
+    let changes = [write(1 << 20, vec![0xaa; 256 << 10])];
+    model.apply_all(&changes);
+    states.push((agent.send_changes(&changes), model.clone()));
+    agent.wait_durable();
+
+    let client = daemon.client();
+    for (seq, model) in &states {
+        let bytes = restored(&client, &format!("seq:{seq}"), dir.path());
+        assert!(bytes == model.0, "state {seq} is not what was written");
+    }
+    let status = client.volume("disk1").unwrap();
+    assert_eq!(status.durable_seq, agent.last.0);
+    assert_eq!(status.spans.len(), 1);
+    drop(agent);
+    daemon.stop();
+}
+
+#[test]
+fn tokens_make_the_rpo_and_the_state_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let client = daemon.client();
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    let mut model = Model::new();
+    agent.send_changes(&[ingest_support::resync(RecordKind::ResyncBegin)]);
+    agent.answer_token();
+    agent.wait_durable();
+    let status = client.volume("disk1").unwrap();
+    assert_eq!((status.state, status.rpo_seconds), (ProtectionState::Copying, None));
+    agent.send_changes(&[ingest_support::resync(RecordKind::ResyncEnd)]);
+    model.apply_all(&[]);
+    agent.answer_token();
+    agent.send_changes(&[write(0, vec![1; 512])]);
+    agent.wait_durable();
+    let status = client.volume("disk1").unwrap();
+    assert_eq!(status.state, ProtectionState::Protected);
+    assert!(status.rpo_seconds.unwrap() < 5.0, "{status:?}");
+    agent.send(FrameKind::Goodbye, &[]);
+    while agent.receive().is_some() {}
+    let gone = (0..2000).any(|_| {
+        std::thread::yield_now();
+        client.volume("disk1").unwrap().state == ProtectionState::Disconnected
+    });
+    assert!(gone);
+    daemon.stop();
+}
+
+#[test]
+fn a_newer_session_fences_the_older_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let mut model = Model::new();
+    let mut old = Agent::open(&daemon.ingest, &hello(1));
+    old.copy(&mut model);
+    let mut new = Agent::open(&daemon.ingest, &hello(1));
+    let refusal = old.wait_refusal();
+    assert_eq!(refusal.reason, RefuseReason::Fenced);
+    assert_eq!(new.welcome.unwrap().durable, old.last);
+    // Records with the old epoch do not get in on the new connection either.
+    let (body, _) = old.body(&[write(0, vec![9; 512])], 3);
+    new.send(FrameKind::Records, &body);
+    expect_refusal(&mut new, RefuseReason::Protocol, "epoch");
+    let mut third = Agent::open(&daemon.ingest, &hello(1));
+    assert_eq!(third.welcome.unwrap().durable, old.last);
+    third.send_changes(&[write(0, vec![1; 512])]);
+    third.wait_durable();
+    daemon.stop();
+}
+
+#[test]
+fn nothing_is_appended_twice_or_with_a_hole_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let mut model = Model::new();
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    agent.copy(&mut model);
+    let (body, _) = agent.body(&[write(0, vec![1; 512])], 3);
+    agent.send(FrameKind::Records, &body);
+    agent.send(FrameKind::Records, &body);
+    expect_refusal(&mut agent, RefuseReason::Protocol, "the last one was");
+
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    agent.last = Seq(agent.last.0 + 1);
+    agent.send_changes(&[write(0, vec![2; 512])]);
+    expect_refusal(&mut agent, RefuseReason::Protocol, "records that follow");
+
+    // Unless the agent says that something is missing.
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    agent.last = Seq(agent.last.0 + 100);
+    agent.send_changes(&[ingest_support::resync(RecordKind::ResyncBegin)]);
+    agent.wait_durable();
+    daemon.stop();
+}
+
+#[test]
+fn damage_and_what_does_not_fit_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let mut model = Model::new();
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    agent.copy(&mut model);
+    let durable = agent.last;
+    let (mut body, _) = agent.body(&[write(0, vec![1; 4096])], 3);
+    *body.last_mut().unwrap() ^= 1;
+    agent.send(FrameKind::Records, &body);
+    expect_refusal(&mut agent, RefuseReason::Damaged, "payload of record");
+
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    assert_eq!(agent.welcome.unwrap().durable, durable);
+    agent.send_changes(&[write(VOLUME_BYTES - 512, vec![1; 1024])]);
+    expect_refusal(&mut agent, RefuseReason::Protocol, "ends at byte");
+
+    let mut agent = Agent::connect(&daemon.ingest);
+    let mut grown = hello(1);
+    grown.size_bytes *= 2;
+    agent.say_hello(&grown);
+    expect_refusal(&mut agent, RefuseReason::Mismatch, "disk1");
+
+    let mut agent = Agent::connect(&daemon.ingest);
+    agent.send(FrameKind::Records, &[0; 48]);
+    expect_refusal(&mut agent, RefuseReason::Protocol, "at this point");
+    daemon.stop();
+}
+
+#[test]
+fn more_sessions_than_allowed_are_turned_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let mut agents: Vec<_> =
+        (1..=8).map(|volume| Agent::open(&daemon.ingest, &hello(volume))).collect();
+    let mut further = Agent::connect(&daemon.ingest);
+    expect_refusal(&mut further, RefuseReason::Unavailable, "sessions_max");
+    agents[0].send_changes(&[ingest_support::resync(RecordKind::ResyncBegin)]);
+    agents[0].wait_durable();
+    daemon.stop();
+}
+
+#[derive(Clone, Debug)]
+enum Garbage {
+    Bytes(Vec<u8>),
+    Frame(u8, Vec<u8>),
+    AfterHello(u8, Vec<u8>),
+}
+
+fn garbage() -> impl Strategy<Value = Garbage> {
+    let bytes = || proptest::collection::vec(any::<u8>(), 0..400);
+    prop_oneof![
+        bytes().prop_map(Garbage::Bytes),
+        (1u8..=9, bytes()).prop_map(|(kind, body)| Garbage::Frame(kind, body)),
+        (1u8..=9, bytes()).prop_map(|(kind, body)| Garbage::AfterHello(kind, body)),
+    ]
+}
+
+#[test]
+fn garbage_costs_its_sender_the_connection_and_nobody_else_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let mut model = Model::new();
+    let good = std::cell::RefCell::new(Agent::open(&daemon.ingest, &hello(1)));
+    good.borrow_mut().copy(&mut model);
+    let mut runner =
+        TestRunner::new(RunConfig { cases: 60, failure_persistence: None, ..RunConfig::default() });
+    let result = runner.run(&garbage(), |garbage| {
+        let mut bad = match &garbage {
+            Garbage::AfterHello(..) => Agent::open(&daemon.ingest, &hello(2)),
+            _ => Agent::connect(&daemon.ingest),
+        };
+        match garbage {
+            Garbage::Bytes(bytes) => bad.send_bytes(&bytes),
+            Garbage::Frame(kind, body) | Garbage::AfterHello(kind, body) => {
+                bad.send(FrameKind::from_byte(kind).unwrap(), &body);
+            }
+        }
+        drop(bad);
+        let mut good = good.borrow_mut();
+        let changes: [Change; 1] = [write(4096, vec![3; 512])];
+        good.send_changes(&changes);
+        good.wait_durable();
+        Ok(())
+    });
+    result.unwrap();
+    daemon.stop();
+}
