@@ -31,12 +31,14 @@ pub struct SystemClock {
 }
 
 impl Default for SystemClock {
+    #[allow(clippy::disallowed_methods, reason = "this is the seam")]
     fn default() -> Self {
         Self { started: Instant::now() }
     }
 }
 
 impl Clock for SystemClock {
+    #[allow(clippy::disallowed_methods, reason = "this is the seam")]
     fn wall(&self) -> WallMicros {
         let now = jiff::Timestamp::now().as_microsecond();
         WallMicros(u64::try_from(now).unwrap_or(0))
@@ -52,6 +54,7 @@ impl Clock for SystemClock {
 pub struct SystemRandom(RingRandom);
 
 impl Default for SystemRandom {
+    #[allow(clippy::disallowed_methods, reason = "this is the seam")]
     fn default() -> Self {
         Self(RingRandom::new())
     }

@@ -145,10 +145,9 @@ impl<S: Store> Volume<S> {
         while at < range.end() {
             let mut extent = self.ring().reserve(at, in_memory(range.end() - at))?;
             let piece = ByteRange::new(at, extent.len() as u64).expect("a part of the range");
-            // The chunk goes with this statement: an extent that is lent can't be claimed.
-            let read =
-                self.units.read(at, extent.lend()).await.map(|chunk| is_zero(chunk.as_slice()));
-            let claimed = match read {
+            // The chunk is gone before the extent can be claimed.
+            let read = self.units.read(at, extent.lend()).await;
+            let claimed = match read.map(|chunk| is_zero(chunk.as_slice())) {
                 Ok(true) => {
                     let spec = range_spec(RecordKind::WriteZeroes, piece, 0);
                     (!skip_zeroes).then(|| self.ring().claim(&spec, None))

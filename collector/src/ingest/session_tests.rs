@@ -1,1 +1,212 @@
+//! The state machine of a session, driven by hand.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use proptest::prelude::*;
+use tidemark_wire::frame::RecordsHeader;
+use tidemark_wire::record::{self, RecordSpec};
+use tidemark_wire::{AgentId, JournalId, WallMicros};
+use zerocopy::IntoBytes;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn hello() -> Hello {
+    Hello {
+        agent: AgentId::from_bytes([1; 16]),
+        volume: VolumeId::from_bytes([2; 16]),
+        journal: JournalId::NIL,
+        timeline: Timeline(1),
+        epoch: Epoch(0),
+        released: Seq(0),
+        newest: Seq(0),
+        size_bytes: 1 << 20,
+        block_bytes: 512,
+        name: "disk".into(),
+    }
+}
+
+fn welcome(epoch: u64, durable: u64) -> Welcome {
+    Welcome {
+        journal: JournalId::from_bytes([3; 16]),
+        timeline: Timeline(1),
+        epoch: Epoch(epoch),
+        durable: Seq(durable),
+        span_open: Seq(0),
+        window_bytes: 1 << 20,
+    }
+}
+
+fn give(session: &mut Session, now: Duration, kind: FrameKind, body: &[u8]) -> Vec<Action> {
+    let mut out = Vec::new();
+    let header = FrameHeader::for_body(kind, &[body]);
+    session.frame(now, &header, kind, body.to_vec(), &mut out);
+    out
+}
+
+/// A session that was opened at one second, and the first token that it has sent.
+fn streaming(epoch: u64, durable: u64) -> (Session, SessionToken) {
+    let mut session = Session::new(Duration::ZERO);
+    let mut body = Vec::new();
+    hello().encode(&mut body);
+    let actions = give(&mut session, SECOND, FrameKind::Hello, &body);
+    assert!(matches!(actions[..], [Action::Open(_)]));
+    let mut out = Vec::new();
+    session.opened(SECOND, Ok(welcome(epoch, durable)), &mut out);
+    let [Action::Send(first), Action::Send(token)] = &out[..] else { panic!("{out:?}") };
+    assert_eq!(first[6], FrameKind::Welcome as u8);
+    (session, token_in(token))
+}
+
+fn token_in(frame: &[u8]) -> SessionToken {
+    assert_eq!(frame[6], FrameKind::Token as u8);
+    SessionToken(u64::from_le_bytes(frame[40..48].try_into().unwrap()))
+}
+
+fn records(epoch: u64, prev: u64, seqs: &[(u64, RecordKind)], token: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (seq, kind) in seqs {
+        let payload: &[u8] = if *kind == RecordKind::Write { &[7; 512] } else { &[] };
+        let len_bytes = payload.len() as u64;
+        let payload_bytes = u32::try_from(payload.len()).unwrap();
+        let spec =
+            RecordSpec { kind: *kind, offset_bytes: 0, len_bytes, payload_bytes, flags: 0, aux: 0 };
+        record::encode(&spec, Seq(*seq), WallMicros(*seq), payload, &mut bytes);
+    }
+    let header = RecordsHeader {
+        timeline: 1.into(),
+        count: u32::try_from(seqs.len()).unwrap().into(),
+        epoch: epoch.into(),
+        prev_seq: prev.into(),
+        first_seq: seqs.first().map_or(prev, |(seq, _)| *seq).into(),
+        last_seq: seqs.last().map_or(prev, |(seq, _)| *seq).into(),
+        token: token.into(),
+    };
+    let mut body = header.as_bytes().to_vec();
+    body.extend_from_slice(&bytes);
+    body
+}
+
+fn refusal(actions: &[Action]) -> &Refuse {
+    let [.., Action::Send(_), Action::Close(Close::Refused(refusal))] = actions else {
+        panic!("{actions:?}")
+    };
+    refusal
+}
+
+#[test]
+fn a_token_comes_back_with_the_time_at_which_it_was_sent() {
+    let (mut session, first) = streaming(5, 10);
+    let mut out = Vec::new();
+    session.tick(SECOND * 2, &mut out);
+    let [Action::Send(frame)] = &out[..] else { panic!("{out:?}") };
+    let second = token_in(frame);
+    assert!(second > first);
+    for (token, sent_at) in [(first, SECOND), (second, SECOND * 2)] {
+        let body = records(5, 10, &[], token.0);
+        let actions = give(&mut session, SECOND * 9, FrameKind::Records, &body);
+        let [Action::Append(batch)] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!((batch.count, batch.token_sent_at), (0, Some(sent_at)));
+    }
+    // Tokens of another session, or that were never sent, say nothing.
+    let (_, foreign) = streaming(6, 10);
+    for token in [foreign.0, second.0 + 1, u64::MAX] {
+        let body = records(5, 10, &[], token);
+        let actions = give(&mut session, SECOND * 9, FrameKind::Records, &body);
+        let [Action::Append(batch)] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(batch.token_sent_at, None);
+    }
+}
+
+#[test]
+fn only_a_gap_or_a_copy_may_follow_something_that_is_not_held() {
+    use RecordKind::{Flush, Gap, Write};
+    for (prev, seqs, fits) in [
+        (10, vec![(11, Write), (14, Flush)], true),
+        (10, vec![(400, Write)], true),
+        (9, vec![(11, Write)], false),
+        (12, vec![(13, Write)], false),
+        (12, vec![(13, Gap)], true),
+        (3, vec![(11, Gap), (12, Write)], true),
+        (3, vec![(9, Gap)], false),
+        (12, vec![], false),
+    ] {
+        let (mut session, _) = streaming(5, 10);
+        let body = records(5, prev, &seqs, 0);
+        let actions = give(&mut session, SECOND, FrameKind::Records, &body);
+        if fits {
+            assert!(matches!(actions[..], [Action::Append(_)]), "{prev} {seqs:?} {actions:?}");
+        } else {
+            assert_eq!(refusal(&actions).reason, RefuseReason::Protocol, "{prev} {seqs:?}");
+        }
+    }
+}
+
+#[test]
+fn a_frame_of_another_epoch_is_never_appended() {
+    let (mut session, _) = streaming(5, 10);
+    let body = records(4, 10, &[(11, RecordKind::Write)], 0);
+    let actions = give(&mut session, SECOND, FrameKind::Records, &body);
+    assert!(refusal(&actions).text.contains("epoch 4"));
+    assert!(give(&mut session, SECOND, FrameKind::Records, &body).is_empty(), "it is over");
+}
+
+#[test]
+fn silence_and_waiting_have_a_bound() {
+    let mut session = Session::new(SECOND);
+    let mut out = Vec::new();
+    session.tick(SECOND * 10, &mut out);
+    assert!(out.is_empty());
+    session.tick(session.due().unwrap(), &mut out);
+    assert_eq!(refusal(&out).reason, RefuseReason::Protocol);
+
+    let (mut session, _) = streaming(1, 0);
+    let mut out = Vec::new();
+    while !session.is_over() {
+        session.tick(session.due().unwrap(), &mut out);
+        assert!(out.len() < 100);
+    }
+    assert!(matches!(out.last(), Some(Action::Close(Close::Lost(_)))));
+}
+
+#[test]
+fn a_body_that_does_not_match_its_sum_is_damage() {
+    let (mut session, _) = streaming(5, 10);
+    let body = records(5, 10, &[(11, RecordKind::Write)], 0);
+    let header = FrameHeader::for_body(FrameKind::Records, &[&body]);
+    let mut damaged = body.clone();
+    damaged[100] ^= 1;
+    let mut out = Vec::new();
+    session.frame(SECOND, &header, FrameKind::Records, damaged, &mut out);
+    assert_eq!(refusal(&out).reason, RefuseReason::Damaged);
+}
+
+proptest! {
+    /// Whatever a peer sends, what is appended is a chain, and an end is an end.
+    #[test]
+    fn random_frames_never_break_the_chain(
+        frames in proptest::collection::vec((1u8..=9, 0u64..20, 0u64..20, any::<bool>()), 0..20),
+    ) {
+        let (mut session, _) = streaming(5, 10);
+        let (mut last, mut over) = (10, false);
+        for (kind, prev, seq, gap) in frames {
+            let kind = FrameKind::from_byte(kind).unwrap();
+            let sort = if gap { RecordKind::Gap } else { RecordKind::Write };
+            let body = records(5, prev, &[(seq.max(1), sort)], 0);
+            for action in give(&mut session, SECOND, kind, &body) {
+                prop_assert!(!over);
+                match action {
+                    Action::Append(batch) => {
+                        let appended = RecordsBody::decode(&batch.body).unwrap();
+                        prop_assert!(appended.header.first_seq.get() > last);
+                        prop_assert!(gap || appended.header.prev_seq.get() == last);
+                        last = appended.header.last_seq.get();
+                    }
+                    Action::Close(_) => over = true,
+                    _ => {}
+                }
+            }
+        }
+    }
+}

@@ -11,19 +11,27 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::RecordsBody;
 use tidemark_wire::limits::WINDOW_BYTES_MAX;
 use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Welcome};
-use tidemark_wire::{Epoch, RecordKind, Seq, VolumeId};
+use tidemark_wire::{Epoch, Seq, VolumeId};
 
 use super::manifest::Manifest;
 use super::observer::Observer;
 use super::port::SessionPort;
 use super::session::Batch;
 use crate::error::{ErrorKind, Failure, JournalError, Result, Severity};
-use crate::journal::{Journal, JournalConfig, JournalIdentity, JournalReader, OpenReport};
+use crate::journal::{
+    Journal, JournalConfig, JournalIdentity, JournalReader, Mark, MarkBody, OpenReport,
+};
 use crate::seed::Seed;
 use crate::storage::Storage;
+
+/// Directory of the segments in a volume's directory.
+pub const JOURNAL_DIR: &str = "journal";
+/// The seed disk in a volume's directory.
+const SEED_FILE: &str = "seed.img";
 
 /// What sessions want from the owner of a volume.
 pub enum Command {
@@ -119,7 +127,7 @@ impl<S: Storage> Volume<S> {
     /// The directory of its journal.
     #[must_use]
     pub fn journal_dir(&self) -> PathBuf {
-        self.dir.join("journal")
+        self.dir.join(JOURNAL_DIR)
     }
 
     /// What is known of it now.
@@ -190,8 +198,7 @@ impl<S: Storage> VolumeCore<S> {
         };
         core.observer.volume(&core.manifest);
         if let Err(error) = core.ensure_journal() {
-            core.report(Severity::Critical, error.to_string());
-            core.shared.lock().problem = Some(error.to_string());
+            core.set_problem(error.to_string());
         }
         core
     }
@@ -204,6 +211,7 @@ impl<S: Storage> VolumeCore<S> {
             Command::Closed(port) => {
                 if self.live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.port, &port)) {
                     self.set_live(None);
+                    self.report(Severity::Info, "the agent is disconnected".into());
                 }
             }
             Command::Stop => {}
@@ -236,11 +244,9 @@ impl<S: Storage> VolumeCore<S> {
         if let Some(live) = &self.live {
             live.port.durable(committed.durable);
         }
-        let spans = [RecordKind::Gap, RecordKind::ResyncBegin, RecordKind::ResyncEnd];
-        if committed.new_marks.iter().any(|mark| spans.contains(&mark.kind)) {
-            self.look_at_spans();
-        }
         if !committed.new_marks.is_empty() {
+            self.look_at_spans();
+            committed.new_marks.iter().for_each(|mark| self.report_span(mark));
             self.observer.marks(self.manifest.volume, &committed.new_marks);
         }
         true
@@ -271,11 +277,14 @@ impl<S: Storage> VolumeCore<S> {
         match self.admit(&hello) {
             Ok(welcome) => {
                 let epoch = welcome.epoch;
+                let durable = welcome.durable;
                 let text = format!("session {epoch} of {peer} has taken over");
                 self.end_live(RefuseReason::Fenced, text);
                 let live = Live { epoch, peer, port: Arc::clone(&port) };
                 self.set_live(Some(live));
                 port.opened(Ok(welcome));
+                let text = format!("the agent is connected, the newest record is {durable}");
+                self.report(Severity::Info, text);
             }
             Err(refusal) => port.opened(Err(refusal)),
         }
@@ -285,8 +294,7 @@ impl<S: Storage> VolumeCore<S> {
     fn admit(&mut self, hello: &Hello) -> std::result::Result<Welcome, Refuse> {
         let refuse = |reason, text: String| Refuse { reason, text };
         if let Err(error) = self.ensure_journal() {
-            self.report(Severity::Critical, error.to_string());
-            self.shared.lock().problem = Some(error.to_string());
+            self.set_problem(error.to_string());
             return Err(refuse(RefuseReason::Unavailable, error.to_string()));
         }
         let Some(journal) = &mut self.journal else {
@@ -311,7 +319,7 @@ impl<S: Storage> VolumeCore<S> {
             ..self.manifest.clone()
         };
         if let Err(error) = raised.store(&self.storage, &self.shared.dir) {
-            self.report(Severity::Critical, error.to_string());
+            self.set_problem(error.to_string());
             return Err(refuse(RefuseReason::Unavailable, error.to_string()));
         }
         journal.set_epoch(raised.epoch);
@@ -339,7 +347,7 @@ impl<S: Storage> VolumeCore<S> {
             None => {
                 let seed = Seed::open_or_create(
                     &self.storage,
-                    &self.shared.dir.join("seed.img"),
+                    &self.shared.dir.join(SEED_FILE),
                     self.manifest.size_bytes,
                 )?;
                 let identity = JournalIdentity {
@@ -398,8 +406,7 @@ impl<S: Storage> VolumeCore<S> {
         if error.kind() == ErrorKind::Resynchronize {
             return self.end_live(RefuseReason::Protocol, text);
         }
-        self.report(Severity::Critical, text.clone());
-        self.shared.lock().problem = Some(text.clone());
+        self.set_problem(text.clone());
         self.end_live(RefuseReason::Unavailable, text);
     }
 
@@ -413,6 +420,38 @@ impl<S: Storage> VolumeCore<S> {
     fn set_live(&mut self, live: Option<Live>) {
         self.shared.lock().live.clone_from(&live);
         self.live = live;
+    }
+
+    /// An agent that comes back every few seconds meets the same problem; it is told once.
+    fn set_problem(&self, text: String) {
+        let before = self.shared.lock().problem.replace(text.clone());
+        if before.as_ref() != Some(&text) {
+            self.report(Severity::Critical, text);
+        }
+    }
+
+    /// Says what the agent could not capture, and when the copy is whole again.
+    fn report_span(&self, mark: &Mark) {
+        let seq = mark.seq;
+        match &mark.body {
+            MarkBody::Gap(reason) => {
+                let why = reason.map_or("for a reason that is not known here", GapReason::text);
+                let text = format!("changes before record {seq} are missing: {why}");
+                self.report(Severity::Warning, text);
+            }
+            MarkBody::ResyncBegin(resync) => {
+                let what = if resync.initial == 1 { "the first copy" } else { "a comparison" };
+                let text = format!("{what} of {} bytes began at {seq}", resync.total_bytes);
+                self.report(Severity::Info, text);
+            }
+            MarkBody::ResyncEnd(resync) if self.span_open.is_none() => {
+                let sent = resync.sent_bytes;
+                let text =
+                    format!("the copy is whole from record {seq} on; {sent} bytes were sent");
+                self.report(Severity::Info, text);
+            }
+            _ => {}
+        }
     }
 
     fn report(&self, severity: Severity, message: String) {

@@ -14,7 +14,7 @@ use tidemark_wire::{Epoch, JournalId, PointId, Timeline, VolumeId};
 
 use super::manifest::Manifest;
 use super::observer::Observer;
-use super::volume::{Command, Volume, VolumeCore, volume_dir};
+use super::volume::{Command, JOURNAL_DIR, Volume, VolumeCore, volume_dir};
 use super::writer::{Writer, WriterQueue};
 use crate::error::{Failure, FailureKind, Result, Severity, nearest};
 use crate::journal::JournalConfig;
@@ -69,10 +69,19 @@ impl<S: Storage> Volumes<S> {
                     *id,
                     &format!("{} holds the manifest of volume {}", dir.display(), manifest.volume),
                 ),
+                Err(error) if error.kind == FailureKind::NotFound && !volumes.has_journal(*id) => {
+                    let text = format!("volume {id} was not registered to its end; its agent does");
+                    volumes.ground.observer.event(Severity::Info, None, text);
+                }
                 Err(error) => volumes.skip(*id, &error.to_string()),
             }
         }
         Ok(volumes)
+    }
+
+    fn has_journal(&self, id: VolumeId) -> bool {
+        let dir = volume_dir(&self.ground.data_dir, id).join(JOURNAL_DIR);
+        self.ground.storage.list(&dir).is_ok_and(|files| !files.is_empty())
     }
 
     fn skip(&self, id: VolumeId, why: &str) {
@@ -155,7 +164,7 @@ impl<S: Storage> Volumes<S> {
         let made = self
             .ground
             .storage
-            .create_dir(&dir.join("journal"))
+            .create_dir(&dir)
             .map_err(|source| Failure::io("make", &dir, source))
             .and_then(|()| manifest.store(&self.ground.storage, &dir))
             .and_then(|()| self.start(&mut entries, manifest));
