@@ -179,8 +179,9 @@ impl<'a> Session<'a> {
             Verdict::CopyAnew(cause) => {
                 // Numbers that the collector holds are never given out again.
                 capture.ring().raise_seq(welcome.durable);
-                capture.want_copy(cause);
+                // Before the copy is asked for: its first record must not be dropped.
                 drop_until = Some(capture.ring().tail_ticket());
+                capture.want_copy(cause);
             }
         }
         let kept = parts.state.update(|state| {
