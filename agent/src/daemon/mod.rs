@@ -28,7 +28,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::copy;
 use crate::random::{Random, SystemSource};
-use crate::ring::Ring;
+use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
 use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
 use crate::state::{KeptState, SEQ_RESERVATION};
@@ -108,8 +108,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         directory.unmount();
     }
     server.stop();
-    stop(running, clock.as_ref());
+    let drained = running.into_iter().map(|one| drain(one, clock.as_ref())).collect::<Vec<_>>();
+    // The rings are free when nobody has a disk any more: neither a client nor a copier.
+    drop(exports);
     workers.shutdown();
+    drained.into_iter().for_each(Stopped::settle);
     tracing::info!("stopped");
     Ok(())
 }
@@ -186,32 +189,53 @@ fn reserve_ahead(one: &Running) {
     }
 }
 
-fn stop(running: Vec<Running>, clock: &dyn Clock) {
-    for one in running {
-        let name = one.volume.name().to_owned();
-        one.volume.capture().close();
-        let flushed = flush(&one.volume);
-        if let Err(error) = &flushed {
-            tracing::error!(volume = name, "flush of the backing store: {error:#}");
-        }
-        let drained = one.shipper.stop(DRAIN_PATIENCE, clock);
-        let clean = flushed.is_ok() && drained == Drained::Yes && one.state.get().copied;
-        if !clean {
+/// A volume that takes no more changes.
+struct Stopped {
+    volume: Arc<ServedVolume>,
+    state: Arc<KeptState>,
+    ring_path: std::path::PathBuf,
+    is_clean: bool,
+}
+
+/// Flushes the backing store and waits until the collector has everything.
+fn drain(one: Running, clock: &dyn Clock) -> Stopped {
+    let Running { volume, state, shipper, ring_path } = one;
+    volume.capture().close();
+    let flushed = flush(&volume);
+    if let Err(error) = &flushed {
+        tracing::error!(volume = volume.name(), "flush of the backing store: {error:#}");
+    }
+    let drained = shipper.stop(DRAIN_PATIENCE, clock);
+    let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
+    Stopped { volume, state, ring_path, is_clean }
+}
+
+impl Stopped {
+    /// Notes a clean stop and removes the ring that it needs no more.
+    fn settle(self) {
+        let name = self.volume.name().to_owned();
+        if !self.is_clean {
             tracing::warn!(
                 volume = name,
                 "not everything is acknowledged; the change ring keeps it for the next start"
             );
-            continue;
+            return;
         }
-        let released = one.volume.capture().ring().released_seq().max(one.state.get().released);
-        let kept = one.state.update(|state| {
+        let released = self.volume.capture().ring().released_seq();
+        let released = released.max(self.state.get().released);
+        let kept = self.state.update(|state| {
             state.clean = true;
             state.released = released;
         });
-        drop(one.volume);
+        drop(self.volume);
         // An empty ring that stays is as good; a state that was not kept needs the ring.
-        match kept.map(|()| Ring::discard(&one.ring_path)) {
+        match kept.map(|()| Ring::discard(&self.ring_path)) {
             Ok(Ok(())) => tracing::info!(volume = name, "clean: all acknowledged up to {released}"),
+            Ok(Err(error)) if error.kind == RingErrorKind::InUse => tracing::info!(
+                volume = name,
+                "clean: all acknowledged up to {released}; a client still holds the disk, so the \
+                 empty change ring stays"
+            ),
             Ok(Err(error)) => tracing::warn!(volume = name, "{error}"),
             Err(error) => tracing::warn!(volume = name, "{error}"),
         }
