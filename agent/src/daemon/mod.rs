@@ -11,7 +11,7 @@ mod notify;
 mod open;
 mod placement;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ struct Running {
     volume: Arc<ServedVolume>,
     state: Arc<KeptState>,
     shipper: Shipper,
-    ring_path: std::path::PathBuf,
+    ring_path: PathBuf,
 }
 
 /// Runs the agent until it is told to stop.
@@ -108,8 +108,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         directory.unmount();
     }
     server.stop();
-    stop(running, clock.as_ref());
+    let clean = stop(running, clock.as_ref());
     workers.shutdown();
+    // With the exports and the workers' tasks the last users of the rings are gone.
+    drop(exports);
+    clean.into_iter().for_each(discard_ring);
     tracing::info!("stopped");
     Ok(())
 }
@@ -186,7 +189,16 @@ fn reserve_ahead(one: &Running) {
     }
 }
 
-fn stop(running: Vec<Running>, clock: &dyn Clock) {
+/// A ring with nothing in it that the collector does not hold.
+struct CleanRing {
+    volume: String,
+    path: PathBuf,
+    released: Seq,
+}
+
+/// Brings everything to the collector; gives the rings that are of no use any more.
+fn stop(running: Vec<Running>, clock: &dyn Clock) -> Vec<CleanRing> {
+    let mut rings = Vec::new();
     for one in running {
         let name = one.volume.name().to_owned();
         one.volume.capture().close();
@@ -208,13 +220,21 @@ fn stop(running: Vec<Running>, clock: &dyn Clock) {
             state.clean = true;
             state.released = released;
         });
-        drop(one.volume);
-        // An empty ring that stays is as good; a state that was not kept needs the ring.
-        match kept.map(|()| Ring::discard(&one.ring_path)) {
-            Ok(Ok(())) => tracing::info!(volume = name, "clean: all acknowledged up to {released}"),
-            Ok(Err(error)) => tracing::warn!(volume = name, "{error}"),
+        match kept {
+            Ok(()) => rings.push(CleanRing { volume: name, path: one.ring_path, released }),
+            // A state that was not kept needs the ring.
             Err(error) => tracing::warn!(volume = name, "{error}"),
         }
+    }
+    rings
+}
+
+fn discard_ring(ring: CleanRing) {
+    let CleanRing { volume, path, released } = ring;
+    match Ring::discard(&path) {
+        Ok(()) => tracing::info!(volume, "clean: all acknowledged up to {released}"),
+        // An empty ring that stays is as good.
+        Err(error) => tracing::warn!(volume, "{error}"),
     }
 }
 
