@@ -108,8 +108,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         directory.unmount();
     }
     server.stop();
-    stop(running, clock.as_ref());
+    let clean = stop(running, clock.as_ref());
+    // The last handles to the rings go with the exports and the tasks.
+    drop(exports);
     workers.shutdown();
+    clean.iter().for_each(CleanRing::discard);
     tracing::info!("stopped");
     Ok(())
 }
@@ -186,7 +189,26 @@ fn reserve_ahead(one: &Running) {
     }
 }
 
-fn stop(running: Vec<Running>, clock: &dyn Clock) {
+/// A ring that nobody needs any more: all of it is acknowledged, and the volume's state says so.
+struct CleanRing {
+    name: String,
+    path: std::path::PathBuf,
+    released: Seq,
+}
+
+impl CleanRing {
+    fn discard(&self) {
+        let Self { name, path, released } = self;
+        // An empty ring that stays is as good.
+        match Ring::discard(path) {
+            Ok(()) => tracing::info!(volume = name, "clean: all acknowledged up to {released}"),
+            Err(error) => tracing::warn!(volume = name, "{error}"),
+        }
+    }
+}
+
+fn stop(running: Vec<Running>, clock: &dyn Clock) -> Vec<CleanRing> {
+    let mut clean_rings = Vec::new();
     for one in running {
         let name = one.volume.name().to_owned();
         one.volume.capture().close();
@@ -208,14 +230,13 @@ fn stop(running: Vec<Running>, clock: &dyn Clock) {
             state.clean = true;
             state.released = released;
         });
-        drop(one.volume);
-        // An empty ring that stays is as good; a state that was not kept needs the ring.
-        match kept.map(|()| Ring::discard(&one.ring_path)) {
-            Ok(Ok(())) => tracing::info!(volume = name, "clean: all acknowledged up to {released}"),
-            Ok(Err(error)) => tracing::warn!(volume = name, "{error}"),
+        match kept {
+            Ok(()) => clean_rings.push(CleanRing { name, path: one.ring_path, released }),
+            // A state that was not kept needs the ring.
             Err(error) => tracing::warn!(volume = name, "{error}"),
         }
     }
+    clean_rings
 }
 
 fn flush(volume: &ServedVolume) -> anyhow::Result<()> {
