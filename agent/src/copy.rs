@@ -13,8 +13,11 @@
 //! else a zeroed range is one record without payload, however long. A crash loses the whole
 //! copy: the next session finds the span open and begins anew.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use tidemark_block::engine::sleep;
@@ -34,6 +37,8 @@ const ZERO_STEP_BYTES: u64 = 1 << 30;
 /// once, with nothing to wait for, and this task must not keep its thread from the clients.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How often the copier looks for room by itself.
+const ROOM_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Extents asked for in one step.
 const EXTENTS_MAX: usize = 1;
 
@@ -83,7 +88,9 @@ pub async fn run<S: Store>(volume: Arc<Volume<S>>, random: Arc<dyn Random>) {
     }
 }
 
-/// Waits until at most half of the ring is in use, or the round is outdated.
+/// Waits until at most half of the ring is in use, or the round is outdated. It also looks every
+/// now and then: memory that is given back without a record was in use by a client, and releases
+/// nothing.
 async fn room<S: Store>(volume: &Volume<S>, round: CopyRound) {
     loop {
         let released = volume.capture().released().wait();
@@ -92,8 +99,17 @@ async fn room<S: Store>(volume: &Volume<S>, round: CopyRound) {
         {
             return;
         }
-        released.await;
+        first_of(released, sleep(ROOM_LOOK_EVERY)).await;
     }
+}
+
+async fn first_of(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    poll_fn(|cx| match one.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => other.as_mut().poll(cx),
+    })
+    .await;
 }
 
 struct Copy<'a, S> {

@@ -113,12 +113,6 @@ pub struct StatusExtent {
 pub trait Payload: Send + 'static {
     /// The memory to fill; its length is the length that this payload will write.
     fn bytes_mut(&mut self) -> &mut [u8];
-    /// Address and length for a receive operation of the kernel; the memory stays valid as long
-    /// as the payload lives.
-    fn as_raw(&mut self) -> (*mut u8, usize) {
-        let bytes = self.bytes_mut();
-        (bytes.as_mut_ptr(), bytes.len())
-    }
 }
 
 /// A disk.

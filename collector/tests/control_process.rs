@@ -3,7 +3,7 @@
 
 mod ingest_support;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -36,9 +36,10 @@ impl Process {
         let notify = UnixDatagram::bind(&socket).unwrap();
         notify.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let child = Command::new(PROGRAM)
-            .args(["run", "--config"])
+            .arg("--config")
             .arg(dir.join("collector.toml"))
             .env("NOTIFY_SOCKET", &socket)
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -49,8 +50,13 @@ impl Process {
 
     fn told(&self) -> String {
         let mut bytes = [0; 64];
-        let len = self.notify.recv(&mut bytes).unwrap();
-        String::from_utf8_lossy(&bytes[..len]).into_owned()
+        loop {
+            match self.notify.recv(&mut bytes) {
+                Ok(len) => return String::from_utf8_lossy(&bytes[..len]).into_owned(),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => panic!("the daemon has said nothing: {error}"),
+            }
+        }
     }
 
     /// Ends it by a signal; returns its status and what it has logged.
@@ -63,6 +69,16 @@ impl Process {
         let lines = BufReader::new(self.child.stderr.take().unwrap()).lines();
         lines.for_each(|line| log.push_str(&(line.unwrap() + "\n")));
         (self.child.wait().unwrap().code(), log)
+    }
+}
+
+impl Drop for Process {
+    /// A test that fails leaves no daemon behind.
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 }
 
@@ -137,7 +153,7 @@ fn wrong_usage_is_status_two_and_failure_is_one() {
     let run = |text: &str| {
         let path = dir.path().join("c.toml");
         std::fs::write(&path, text).unwrap();
-        let run = Command::new(PROGRAM).args(["run", "--config"]).arg(&path).output().unwrap();
+        let run = Command::new(PROGRAM).arg("--config").arg(&path).output().unwrap();
         (run.status.code(), String::from_utf8_lossy(&run.stderr).into_owned())
     };
     let (status, text) = run("\nlisten = ['tcp:0.0.0.0:7440']");
@@ -155,6 +171,6 @@ fn wrong_usage_is_status_two_and_failure_is_one() {
     let status =
         |arguments: &[&str]| Command::new(PROGRAM).args(arguments).output().unwrap().status.code();
     assert_eq!(status(&["walk"]), Some(2));
-    assert_eq!(status(&["run", "--config", "/nothing.toml"]), Some(2));
+    assert_eq!(status(&["--config", "/nothing.toml"]), Some(2));
     assert_eq!(status(&["inspect", "/nothing.seg"]), Some(1));
 }

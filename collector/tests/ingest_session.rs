@@ -180,6 +180,12 @@ fn damage_and_what_does_not_fit_is_refused() {
     expect_refusal(&mut agent, RefuseReason::Mismatch, "disk1");
 
     let mut agent = Agent::connect(&daemon.ingest);
+    let mut named = hello(3);
+    named.name = "a\nb".into();
+    agent.say_hello(&named);
+    expect_refusal(&mut agent, RefuseReason::Protocol, "control character");
+
+    let mut agent = Agent::connect(&daemon.ingest);
     agent.send(FrameKind::Records, &[0; 48]);
     expect_refusal(&mut agent, RefuseReason::Protocol, "at this point");
     daemon.stop();

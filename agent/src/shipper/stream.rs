@@ -223,7 +223,8 @@ impl<'a> Session<'a> {
             Verdict::CopyAnew(cause) => {
                 // Numbers that the collector holds are never given out again.
                 capture.ring().raise_seq(welcome.durable);
-                // Before the copy is asked for: its first record must not be dropped.
+                // Before the wish: the copy may begin at once, and its first record is the one
+                // that the stream goes on with.
                 drop_until = Some(capture.ring().tail_ticket());
                 capture.want_copy(cause);
             }

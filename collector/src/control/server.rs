@@ -66,6 +66,16 @@ fn router<S: Storage>(desk: Arc<Desk<S>>) -> Router {
         .with_state(desk)
 }
 
+/// Runs what begins or ends work to its end, also when the client goes away meanwhile: half of
+/// it would be an export or a job that nobody knows of.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Answer<T> {
+    let done = tokio::spawn(work).await;
+    let failed = |error| Failure::internal(format!("a request has failed: {error}"));
+    Ok(Json(done.map_err(failed)??))
+}
+
 async fn nothing_here(uri: axum::http::Uri) -> Refusal {
     Refusal(Failure::not_found(format!("there is nothing at {}", uri.path())))
 }
@@ -149,21 +159,21 @@ async fn create_export<S: Storage>(
     State(desk): At<S>,
     Body(new): Body<api::NewExport>,
 ) -> Answer<api::ExportInfo> {
-    Ok(Json(desk.create_export(new).await?))
+    whole(async move { desk.create_export(new).await }).await
 }
 
 async fn delete_export<S: Storage>(
     State(desk): At<S>,
     Named(id): Named<u64>,
 ) -> Answer<api::ExportInfo> {
-    Ok(Json(desk.delete_export(id).await?))
+    whole(async move { desk.delete_export(id).await }).await
 }
 
 async fn create_restore<S: Storage>(
     State(desk): At<S>,
     Body(new): Body<api::NewRestore>,
 ) -> Answer<api::Job> {
-    Ok(Json(desk.create_restore(new).await?))
+    whole(async move { desk.create_restore(new).await }).await
 }
 
 async fn jobs<S: Storage>(State(desk): At<S>) -> Answer<Vec<api::Job>> {

@@ -37,16 +37,19 @@ impl<S: Storage> Desk<S> {
 
     pub(super) async fn volume_list(self: &Arc<Self>) -> Result<Vec<api::VolumeStatus>> {
         let desk = Arc::clone(self);
-        blocking(move || desk.sources.volumes.all().iter().map(|one| desk.describe(one)).collect())
-            .await
+        let describe = move || {
+            let all = desk.sources.volumes.all();
+            Ok(all.iter().map(|volume| desk.describe(volume)).collect())
+        };
+        blocking(describe).await
     }
 
     pub(super) async fn volume(self: &Arc<Self>, volume: &str) -> Result<api::VolumeStatus> {
         let (desk, volume) = (Arc::clone(self), self.sources.volumes.find(volume)?);
-        blocking(move || desk.describe(&volume)).await
+        blocking(move || Ok(desk.describe(&volume))).await
     }
 
-    fn describe(&self, volume: &Volume<S>) -> Result<api::VolumeStatus> {
+    fn describe(&self, volume: &Volume<S>) -> api::VolumeStatus {
         let facts = volume.facts();
         // A volume whose journal is not open is shown with its problem and nothing of its journal.
         let held = volume.held().ok();
@@ -78,10 +81,13 @@ impl<S: Storage> Desk<S> {
             }),
             problem: facts.problem,
         };
-        if let Some(held) = held {
-            describe_journal(&held, &mut status)?;
+        // What is wrong with one journal must not hide the other volumes.
+        if let Some(held) = held
+            && let Err(error) = describe_journal(&held, &mut status)
+        {
+            status.problem.get_or_insert(error.to_string());
         }
-        Ok(status)
+        status
     }
 
     fn state(&self, facts: &Facts, span_open: bool, age: Option<Duration>) -> api::ProtectionState {

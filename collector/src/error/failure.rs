@@ -105,6 +105,9 @@ impl Failure {
         let (kind, hint) = match source.kind() {
             io::ErrorKind::NotFound => (FailureKind::NotFound, Some("make the directory first")),
             io::ErrorKind::AlreadyExists => (FailureKind::Conflict, None),
+            io::ErrorKind::AddrInUse => {
+                (FailureKind::Conflict, Some("stop the program that listens there"))
+            }
             io::ErrorKind::PermissionDenied => {
                 (FailureKind::Invalid, Some("check owner and mode of the path, and run it as root"))
             }

@@ -231,6 +231,7 @@ impl Session {
             (_, FrameKind::Goodbye) => self.close(Close::Goodbye, out),
             (State::AwaitingHello { .. }, FrameKind::Hello) => {
                 let hello = Hello::decode(&body).map_err(protocol)?;
+                check_name(&hello.name)?;
                 let (volume, size_bytes) = (hello.volume, hello.size_bytes);
                 self.state = State::Opening { volume, size_bytes };
                 out.push(Action::Open(Box::new(hello)));
@@ -330,6 +331,15 @@ fn token_at(epoch: Epoch, since_opening: Duration) -> SessionToken {
     let limit = (1 << TOKEN_TIME_BITS) - 2;
     let millis = u64::try_from(since_opening.as_millis()).unwrap_or(limit).min(limit);
     SessionToken(((epoch.0 & TOKEN_EPOCH_MASK) << TOKEN_TIME_BITS) | (millis + 1))
+}
+
+/// A volume's name is a line of a table, a name of an export and of a file.
+fn check_name(name: &str) -> Result<(), Refuse> {
+    if name.is_empty() || name.contains(|c: char| c == '/' || c.is_control()) {
+        let rule = "is empty, or holds a slash or a control character";
+        return Err(protocol(format!("the volume's name {name:?} {rule}")));
+    }
+    Ok(())
 }
 
 fn check_place(record: &Record<'_>, size_bytes: u64) -> Result<(), Refuse> {

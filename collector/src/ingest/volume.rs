@@ -169,6 +169,8 @@ pub struct VolumeCore<S: Storage> {
     manifest: Manifest,
     journal: Option<Journal<S>>,
     span_open: Option<Seq>,
+    /// What is damaged in the journal, so that it takes no records.
+    damage: Option<String>,
     live: Option<Live>,
     appended: bool,
     token_sent_at: Option<Duration>,
@@ -192,6 +194,7 @@ impl<S: Storage> VolumeCore<S> {
             manifest,
             journal: None,
             span_open: None,
+            damage: None,
             live: None,
             appended: false,
             token_sent_at: None,
@@ -297,6 +300,9 @@ impl<S: Storage> VolumeCore<S> {
             self.set_problem(error.to_string());
             return Err(refuse(RefuseReason::Unavailable, error.to_string()));
         }
+        if let Some(damage) = &self.damage {
+            return Err(refuse(RefuseReason::Unavailable, damage.clone()));
+        }
         let Some(journal) = &mut self.journal else {
             return Err(refuse(RefuseReason::Unavailable, "the journal is not open".into()));
         };
@@ -364,6 +370,7 @@ impl<S: Storage> VolumeCore<S> {
                     self.config,
                 )?;
                 self.report_opening(&report);
+                self.damage = report.damaged.first().map(ToString::to_string);
                 self.observer.history(self.manifest.volume, &journal.reader().marks()?);
                 let held = Held { reader: journal.reader(), seed: Arc::new(seed) };
                 *self.shared.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
@@ -371,7 +378,7 @@ impl<S: Storage> VolumeCore<S> {
             }
         }
         self.look_at_spans();
-        self.shared.lock().problem = None;
+        self.shared.lock().problem.clone_from(&self.damage);
         Ok(())
     }
 

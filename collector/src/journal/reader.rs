@@ -143,18 +143,18 @@ impl<S: Storage> JournalReader<S> {
     /// # Errors
     /// Why not, with the nearest states.
     pub fn offerable(&self, seq: Seq) -> Result<(), NotOffered> {
-        let (span, durable, segments) = {
+        let (span, oldest) = {
             let published = self.published();
-            if seq > published.durable {
+            let oldest = published.segments.first().map(|segment| segment.first_seq());
+            // Without a record nothing is known of the volume, not even that it was empty.
+            let Some(oldest) = oldest.filter(|_| seq <= published.durable) else {
                 return Err(match &published.damage {
                     Some(damage) => NotOffered::Damaged(damage.clone()),
                     None => NotOffered::AfterEnd { newest: published.durable },
                 });
-            }
-            let segments = Arc::clone(&published.segments);
-            (published.spans.covering(seq), published.durable, segments)
+            };
+            (published.spans.covering(seq), oldest)
         };
-        let oldest = segments.first().map_or(durable, |segment| segment.first_seq());
         if seq < oldest {
             return Err(NotOffered::BeforeStart { oldest });
         }

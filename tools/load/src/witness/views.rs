@@ -3,8 +3,9 @@
 //! The states are numbers of records spread over the whole journal outside of copies. Each is
 //! exported read-only by the collector and read over NBD: places chosen at random, all places
 //! that were changed shortly before and after the state, and for a few states the whole disk.
-//! The bytes of the state's own record have to be exactly what its operation left; all others
-//! have to be allowed ([`super::verdict`]) within the state's window ([`super::records`]).
+//! The bytes of the state's own record have to be exactly what its operation left, those of the
+//! record behind it must not be there yet; all others have to be allowed ([`super::verdict`])
+//! within the state's window ([`super::records`]).
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,6 +16,7 @@ use std::thread;
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 
+use super::log::Kind;
 use super::records::{Journal, Record};
 use super::verdict::{Check, History};
 use crate::nbd::{Connection, Reader};
@@ -26,6 +28,8 @@ const PLACE_BYTES: u64 = 64 * 1024;
 const NEAR_RECORDS: usize = 8;
 /// Read before and behind a place that was changed.
 const MARGIN_BYTES: u64 = 4096;
+/// From this length on no two operations leave the same bytes at a place.
+const LEN_TELLING_BYTES: u64 = 16;
 /// States that are looked at at once.
 const THREADS: usize = 2;
 
@@ -182,6 +186,7 @@ impl Look<'_, '_, '_> {
 
     fn read(&self, reader: &mut Reader, whole: bool) -> anyhow::Result<One> {
         let exact = self.own_record(reader)?;
+        self.next_record(reader)?;
         let ranges = self.ranges(whole);
         let mut check = Check::new(self.history, self.journal.windows[self.index]);
         reader.read(&ranges, |place, bytes| Ok(check.bytes(ranges[place].0, bytes)?))?;
@@ -209,6 +214,25 @@ impl Look<'_, '_, '_> {
             Ok(())
         })?;
         Ok(true)
+    }
+
+    /// The record behind the state must not have taken effect yet.
+    fn next_record(&self, reader: &mut Reader) -> anyhow::Result<()> {
+        let next = self.index + 1;
+        let Some(Some(op)) = self.journal.causes.get(next) else { return Ok(()) };
+        let (record, is_write) =
+            (&self.journal.records[next], matches!(op.kind, Kind::Write { .. }));
+        // Zeroes and the end of a word say nothing: they may have been there before.
+        if !is_write || record.len < LEN_TELLING_BYTES {
+            return Ok(());
+        }
+        let len = u32::try_from(record.len).context("length of a client's change")?;
+        let mut later = vec![0; len as usize];
+        self.history.fill(op, record.offset, &mut later).context("a write has bytes")?;
+        reader.read(&[(record.offset, len)], |_, bytes| {
+            ensure!(bytes != later, "record {} behind the state is there already", record.seq);
+            Ok(())
+        })
     }
 
     fn ranges(&self, whole: bool) -> Vec<(u64, u32)> {
