@@ -7,7 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use tidemark_wire::body::{Bookmark, GapReason};
 use tidemark_wire::frame::{self, FrameKind};
-use tidemark_wire::session::{Ack, Hello, Progress, Refuse, Token, Welcome};
+use tidemark_wire::session::{Ack, Hello, Progress, Refuse, RefuseReason, Token, Welcome};
 use tidemark_wire::{DecodeError, RecordKind, Seq, SessionToken};
 
 use super::batch::{Batch, FrameContext};
@@ -25,6 +25,8 @@ const EVENTS_MAX: usize = 256;
 const IDLE: Duration = Duration::from_millis(50);
 /// How often the collector is told how far a copy is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How often the log says so.
+const PROGRESS_LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +48,10 @@ pub(super) enum StreamError {
 
 impl StreamError {
     /// True when the session was of use: one that is opened and ended at once, again and again,
-    /// is not.
+    /// is not, nor are those of two agents that take a volume from each other.
     pub(super) fn was_of_use(&self) -> bool {
-        matches!(self, Self::Served(_))
+        let Self::Served(end) = self else { return false };
+        !matches!(&**end, Self::Refused(refuse) if refuse.reason == RefuseReason::Fenced)
     }
 }
 
@@ -198,6 +201,7 @@ struct Session<'a> {
     /// Until a copy's first record at or behind this ticket, records are dropped.
     drop_until: Option<Ticket>,
     next_progress: Duration,
+    next_progress_log: Duration,
 }
 
 impl<'a> Session<'a> {
@@ -255,6 +259,7 @@ impl<'a> Session<'a> {
             span_sent: None,
             drop_until,
             next_progress: parts.clock.monotonic(),
+            next_progress_log: parts.clock.monotonic() + PROGRESS_LOG_EVERY,
         })
     }
 
@@ -443,7 +448,13 @@ impl<'a> Session<'a> {
         }
         self.next_progress = now + PROGRESS_EVERY;
         let (done, total, sent) = capture.progress().get();
-        tracing::info!(volume = capture.name(), "copy: {done} of {total} bytes, {sent} to send");
+        if now >= self.next_progress_log {
+            self.next_progress_log = now + PROGRESS_LOG_EVERY;
+            tracing::info!(
+                volume = capture.name(),
+                "copy: {done} of {total} bytes, {sent} to send"
+            );
+        }
         let progress = Progress {
             done_bytes: done.into(),
             total_bytes: total.into(),

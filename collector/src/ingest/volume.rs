@@ -321,7 +321,9 @@ impl<S: Storage> VolumeCore<S> {
         if hello.size_bytes != size_bytes {
             let name = &self.manifest.name;
             let text = format!(
-                "volume {name} has {size_bytes} bytes on the collector and {} at the agent",
+                "volume {name} has {size_bytes} bytes on the collector and {} at the agent; give \
+                 the disk its former size, or move the volume's file in the agent's state_dir \
+                 away to protect it anew",
                 hello.size_bytes
             );
             return Err(refuse(RefuseReason::Mismatch, text));
