@@ -33,6 +33,10 @@ use crate::volume::{Volume, range_spec};
 
 /// Longest range that is looked at and recorded as zeroes in one step.
 const ZERO_STEP_BYTES: u64 = 1 << 30;
+/// First and longest pause before a copy is tried again. There is one because a try may fail at
+/// once, with nothing to wait for, and this task must not keep its thread from the clients.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often the copier looks for room by itself.
 const ROOM_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Extents asked for in one step.
@@ -47,34 +51,40 @@ enum Round {
 
 /// Makes every copy of the volume that is wanted, until the volume is taken down.
 pub async fn run<S: Store>(volume: Arc<Volume<S>>, random: Arc<dyn Random>) {
+    let mut pause = PAUSE_MIN;
     while let Some((cause, round)) = volume.capture().phases().wanted().await {
         room(&volume, round).await;
         let mut copy = Copy { volume: &volume, cause, round, id: random.bytes() };
         if !copy.begin() {
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
             continue;
         }
         tracing::info!(
             volume = volume.name(),
             "copy begins: {} bytes ({})",
             volume.size_bytes(),
-            match cause {
-                CopyCause::Initial => "the collector has none",
-                CopyCause::Gap(reason) => reason.text(),
-            }
+            cause.text()
         );
         match copy.walk().await {
-            Round::Done => tracing::info!(
-                volume = volume.name(),
-                "copy ends: {} bytes looked at, {} sent; the volume is whole at the collector \
-                 when this is acknowledged",
-                volume.capture().progress().done_bytes.load(Ordering::Relaxed),
-                volume.capture().progress().sent_bytes.load(Ordering::Relaxed)
-            ),
-            Round::Outdated => tracing::info!(volume = volume.name(), "copy begins anew"),
-            Round::RingFull => {
-                volume.capture().lose(GapReason::RingFull);
+            Round::Done => {
+                pause = PAUSE_MIN;
+                tracing::info!(
+                    volume = volume.name(),
+                    "copy ends: {} bytes looked at, {} sent; the volume is whole at the collector \
+                     when this is acknowledged",
+                    volume.capture().progress().done_bytes.load(Ordering::Relaxed),
+                    volume.capture().progress().sent_bytes.load(Ordering::Relaxed)
+                );
+                continue;
             }
+            Round::Outdated => {
+                tracing::info!(volume = volume.name(), "the copy is given up before its end");
+            }
+            Round::RingFull => volume.capture().lose(GapReason::RingFull),
         }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
@@ -150,8 +160,10 @@ impl<S: Store> Copy<'_, S> {
         };
         if self.volume.capture().phases().end(self.round, end) {
             Round::Done
-        } else {
+        } else if self.volume.capture().phases().is_current(self.round) {
             Round::RingFull
+        } else {
+            Round::Outdated
         }
     }
 
@@ -159,7 +171,10 @@ impl<S: Store> Copy<'_, S> {
     /// full.
     async fn step(&self, at: u64, size: u64) -> Option<u64> {
         let ahead = ByteRange::between(at, size.min(at.saturating_add(ZERO_STEP_BYTES)))?;
-        let len = extent_at(self.volume, ahead).len_bytes.min(ahead.len());
+        let extent = extent_at(self.volume, ahead);
+        // No client waits for more than the piece that is read.
+        let step = if extent.zero { ZERO_STEP_BYTES } else { PAYLOAD_BYTES_MAX as u64 };
+        let len = extent.len_bytes.min(ahead.len()).min(step);
         let range = ByteRange::new(at, self.aligned(len, ahead.len()))?;
         let held = self.volume.locks().lock(range).await;
         // What was a hole may have been written before the lock was held.

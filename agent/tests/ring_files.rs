@@ -178,6 +178,16 @@ fn a_record_dropped_in_flight_is_read_back_by_the_next_agent() {
 }
 
 #[test]
+fn a_new_ring_of_which_nothing_was_said_is_not_all_that_happened() {
+    let dir = tmpfs_dir();
+    let path = dir.path().join("ring");
+    let ring = Ring::create(&path, &small(), Seq(1), Mlock::WherePermitted, clock());
+    drop(ring.expect("a new ring"));
+    let (_, recovery) = open(&path, &small()).expect("opens");
+    assert!(recovery.capture_was_off);
+}
+
+#[test]
 fn flags_and_bounds_outlive_the_agent() {
     let dir = tmpfs_dir();
     let path = dir.path().join("ring");

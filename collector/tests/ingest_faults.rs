@@ -23,13 +23,17 @@ use tidemark_wire::session::{Refuse, RefuseReason, Welcome};
 use tidemark_wire::{Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros, record};
 use zerocopy::IntoBytes;
 
-struct Quiet;
+/// Keeps what people are told.
+#[derive(Default)]
+struct Events(Mutex<Vec<(Severity, String)>>);
 
-impl Observer for Quiet {
+impl Observer for Events {
     fn volume(&self, _: &Manifest) {}
     fn history(&self, _: VolumeId, _: &[Mark]) {}
     fn marks(&self, _: VolumeId, _: &[Mark]) {}
-    fn event(&self, _: Severity, _: Option<&str>, _: String) {}
+    fn event(&self, severity: Severity, _: Option<&str>, text: String) {
+        self.0.lock().unwrap().push((severity, text));
+    }
 }
 
 #[derive(Default)]
@@ -58,6 +62,7 @@ struct Bench {
     storage: Arc<MemoryStorage>,
     volume: Arc<Volume<MemoryStorage>>,
     core: VolumeCore<MemoryStorage>,
+    events: Arc<Events>,
 }
 
 fn dir() -> std::path::PathBuf {
@@ -89,9 +94,9 @@ fn bench(storage: MemoryStorage) -> Option<Bench> {
     };
     let volume = Arc::new(Volume::new(dir(), manifest));
     let config = JournalConfig { segment_bytes_max: 16 << 10 };
-    let core =
-        VolumeCore::start(Arc::clone(&storage), Arc::clone(&volume), Arc::new(Quiet), config);
-    Some(Bench { storage, volume, core })
+    let events = Arc::<Events>::default();
+    let core = VolumeCore::start(Arc::clone(&storage), Arc::clone(&volume), events.clone(), config);
+    Some(Bench { storage, volume, core, events })
 }
 
 impl Bench {
@@ -166,6 +171,27 @@ fn a_failed_sync_ends_the_session_and_the_next_one_goes_on() {
         bench.core.finish();
         assert_eq!(*port.durable.lock().unwrap(), last);
     }
+}
+
+#[test]
+fn people_are_told_once_of_a_disk_that_stays_full_and_once_of_its_end() {
+    let mut bench = bench(MemoryStorage::default()).unwrap();
+    for _ in 0..20 {
+        let (port, welcome) = bench.open();
+        let welcome = welcome.unwrap();
+        bench.storage.fail_after(0, Fault::Once);
+        bench.append(&welcome, Seq(0), None);
+        bench.core.finish();
+        assert!(port.ended.lock().unwrap().is_some());
+    }
+    let (_, welcome) = bench.open();
+    bench.append(&welcome.unwrap(), Seq(0), None);
+    bench.core.finish();
+    let events = std::mem::take(&mut *bench.events.0.lock().unwrap());
+    let told = |wanted: &str| events.iter().filter(|(_, text)| text.contains(wanted)).count();
+    assert_eq!(events.iter().filter(|(sort, _)| *sort == Severity::Critical).count(), 1);
+    assert_eq!(told("takes records again"), 1);
+    assert_eq!(told("the agent is connected"), 1, "{events:#?}");
 }
 
 #[test]

@@ -26,5 +26,9 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes of a free text (a refusal, a reason), at most.
 pub const TEXT_BYTES_MAX: usize = 1024;
 
+/// Largest sequence number and epoch that a peer may name: sums with it can't wrap, and nobody
+/// gets there in a lifetime.
+pub const COUNTER_MAX: u64 = 1 << 56;
+
 /// Largest volume, in bytes: 1 PiB, what a segment's index can address.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;

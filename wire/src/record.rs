@@ -20,7 +20,7 @@ use crate::checksum;
 use crate::codec::{self, Codec};
 use crate::error::{DecodeError, DecodeErrorKind};
 use crate::id::{Seq, WallMicros};
-use crate::limits::{RECORD_PAYLOAD_BYTES_MAX, VOLUME_BYTES_MAX};
+use crate::limits::{COUNTER_MAX, RECORD_PAYLOAD_BYTES_MAX, VOLUME_BYTES_MAX};
 
 /// What a change record is about. The numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -288,8 +288,11 @@ impl RecordHeader {
             let detail = format!("payload of {payload} bytes stored in {stored}");
             return Err(DecodeError::new(DecodeErrorKind::Limit, WHAT, detail));
         }
-        if self.seq.get() == 0 || self.flags & !FLAGS_KNOWN != 0 || self.reserved != 0 {
-            return bad("sequence number 0, an unknown flag or a reserved byte set".into());
+        if !(1..=COUNTER_MAX).contains(&self.seq.get()) {
+            return bad(format!("sequence number {}", self.seq));
+        }
+        if self.flags & !FLAGS_KNOWN != 0 || self.reserved != 0 {
+            return bad("an unknown flag or a reserved byte set".into());
         }
         let end = self.offset_bytes.get().checked_add(self.len_bytes.get());
         if end.is_none_or(|end| end > VOLUME_BYTES_MAX) {

@@ -22,7 +22,7 @@ use crate::body::{cut, take_text, text_len};
 use crate::error::DecodeError;
 use crate::frame::WIRE_VERSION;
 use crate::id::{AgentId, Epoch, JournalId, Seq, Timeline, VolumeId};
-use crate::limits::{NAME_BYTES_MAX, TEXT_BYTES_MAX, VOLUME_BYTES_MAX};
+use crate::limits::{COUNTER_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX, VOLUME_BYTES_MAX};
 
 /// The agent's opening.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,6 +116,7 @@ impl Hello {
             let detail = format!("newest record {newest} before the released one {released}");
             return Err(DecodeError::field(WHAT, detail));
         }
+        check_counters(WHAT, &[newest.0, fixed.epoch.get()])?;
         let (name, _) = take_text(WHAT, rest, fixed.name_bytes.get(), NAME_BYTES_MAX)?;
         Ok(Self {
             agent: AgentId::from_bytes(fixed.agent),
@@ -193,6 +194,7 @@ impl Welcome {
             let detail = format!("the collector chose version {}", fixed.version);
             return Err(DecodeError::field(WHAT, detail));
         }
+        check_counters(WHAT, &[fixed.epoch.get(), fixed.durable.get(), fixed.span_open.get()])?;
         Ok(Self {
             journal: JournalId::from_bytes(fixed.journal),
             timeline: Timeline(fixed.timeline.get()),
@@ -201,6 +203,14 @@ impl Welcome {
             span_open: Seq(fixed.span_open.get()),
             window_bytes: fixed.window_bytes.get(),
         })
+    }
+}
+
+/// Refuses numbers from which a receiver could not go on counting.
+fn check_counters(what: &'static str, counters: &[u64]) -> Result<(), DecodeError> {
+    match counters.iter().find(|counter| **counter > COUNTER_MAX) {
+        Some(counter) => Err(DecodeError::field(what, format!("a number or epoch of {counter}"))),
+        None => Ok(()),
     }
 }
 
@@ -339,3 +349,25 @@ pub struct Progress {
     pub sent_bytes: U64,
 }
 fixed_message!(Progress, "progress", 24);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_from_which_nobody_can_count_on_is_refused() {
+        for durable in [COUNTER_MAX, COUNTER_MAX + 1, u64::MAX] {
+            let welcome = Welcome {
+                journal: JournalId::NIL,
+                timeline: Timeline(1),
+                epoch: Epoch(1),
+                durable: Seq(durable),
+                span_open: Seq(0),
+                window_bytes: 0,
+            };
+            let mut body = Vec::new();
+            welcome.encode(&mut body);
+            assert_eq!(Welcome::decode(&body).is_ok(), durable == COUNTER_MAX, "{durable}");
+        }
+    }
+}

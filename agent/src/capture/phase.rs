@@ -30,6 +30,17 @@ pub enum CopyCause {
     Gap(GapReason),
 }
 
+impl CopyCause {
+    /// What people see.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Initial => "the collector has none",
+            Self::Gap(reason) => reason.text(),
+        }
+    }
+}
+
 /// What the capture of a volume is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -89,12 +100,14 @@ impl Phases {
         let mut state = self.state();
         turn_off();
         let phase = state.phase;
-        // A copy into an empty image that has not begun stays one: it may skip zeroes.
-        if phase != Phase::Wanted(CopyCause::Initial) {
+        // What is wanted already stays: the first cause is the one that people look for, and a
+        // copy into an empty image may skip zeroes.
+        let anew = !matches!(phase, Phase::Wanted(_));
+        if anew {
             state.phase = Phase::Wanted(CopyCause::Gap(reason));
         }
         self.next_round(state);
-        !matches!(phase, Phase::Wanted(_))
+        anew
     }
 
     /// The collector can't go on from what it holds: a copy is wanted for `cause`, whatever was

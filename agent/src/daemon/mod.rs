@@ -36,6 +36,7 @@ use crate::volume::Volume;
 use instance::Instance;
 use open::OpenVolume;
 use tidemark_wire::Seq;
+use tidemark_wire::body::GapReason;
 
 /// How long a stop waits for the collector to acknowledge what is in the rings.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -51,6 +52,8 @@ struct Running {
     state: Arc<KeptState>,
     shipper: Shipper,
     ring_path: std::path::PathBuf,
+    /// The last try to reserve numbers failed, which was said.
+    cannot_reserve: bool,
 }
 
 /// Runs the agent until it is told to stop.
@@ -102,13 +105,13 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     };
     tracing::info!("ready: {} volumes served", running.len());
     notify::ready();
-    wait_for_stop(&signals, &running)?;
+    wait_for_stop(&signals, &mut running)?;
     notify::stopping();
     if let Some(directory) = directory {
         directory.unmount();
     }
     server.stop();
-    let drained = running.into_iter().map(|one| drain(one, clock.as_ref())).collect::<Vec<_>>();
+    let drained = drain(running, clock.as_ref());
     // The rings are free when nobody has a disk any more: neither a client nor a copier.
     drop(exports);
     workers.shutdown();
@@ -144,18 +147,18 @@ fn start(
         random: Arc::clone(random),
     })
     .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
-    Ok(Running { volume, state, shipper, ring_path })
+    Ok(Running { volume, state, shipper, ring_path, cannot_reserve: false })
 }
 
 /// Waits for a signal, and reserves sequence numbers ahead meanwhile.
-fn wait_for_stop(signals: &SigSet, running: &[Running]) -> anyhow::Result<()> {
+fn wait_for_stop(signals: &SigSet, running: &mut [Running]) -> anyhow::Result<()> {
     loop {
         match wait_for_signal(signals, KEEP_EVERY)? {
             Some(signal) => {
                 tracing::info!("{signal}: stopping");
                 return Ok(());
             }
-            None => running.iter().for_each(reserve_ahead),
+            None => running.iter_mut().for_each(reserve_ahead),
         }
     }
 }
@@ -177,15 +180,26 @@ fn wait_for_signal(signals: &SigSet, timeout: Duration) -> anyhow::Result<Option
 
 /// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the
 /// numbers run out at some point, and the volume goes on without capture.
-fn reserve_ahead(one: &Running) {
+fn reserve_ahead(one: &mut Running) {
     let next = one.volume.capture().ring().next_seq();
     if next.0 + SEQ_RESERVATION / 2 <= one.state.get().reserved_until.0 {
         return;
     }
     let until = Seq(next.0 + SEQ_RESERVATION);
     match one.state.update(|state| state.reserved_until = state.reserved_until.max(until)) {
-        Ok(()) => one.volume.capture().ring().set_seq_limit(until),
-        Err(error) => tracing::error!(volume = one.volume.name(), "reserve numbers: {error}"),
+        Ok(()) => {
+            one.volume.capture().ring().set_seq_limit(until);
+            one.cannot_reserve = false;
+        }
+        Err(error) if !one.cannot_reserve => {
+            tracing::error!(
+                volume = one.volume.name(),
+                "can't reserve more record numbers: {error}; make room there, or changes will not \
+                 be captured any more"
+            );
+            one.cannot_reserve = true;
+        }
+        Err(_) => {}
     }
 }
 
@@ -197,17 +211,27 @@ struct Stopped {
     is_clean: bool,
 }
 
-/// Flushes the backing store and waits until the collector has everything.
-fn drain(one: Running, clock: &dyn Clock) -> Stopped {
-    let Running { volume, state, shipper, ring_path } = one;
-    volume.capture().close();
-    let flushed = flush(&volume);
-    if let Err(error) = &flushed {
-        tracing::error!(volume = volume.name(), "flush of the backing store: {error:#}");
+/// Flushes the backing stores and waits until the collector has everything.
+fn drain(running: Vec<Running>, clock: &dyn Clock) -> Vec<Stopped> {
+    // All of them drain at the same time, however many there are.
+    for one in &running {
+        one.volume.capture().close();
+        one.shipper.begin_stop();
     }
-    let drained = shipper.stop(DRAIN_PATIENCE, clock);
-    let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
-    Stopped { volume, state, ring_path, is_clean }
+    let deadline = clock.monotonic() + DRAIN_PATIENCE;
+    let drain_one = |one: Running| {
+        let Running { volume, state, shipper, ring_path, .. } = one;
+        let flushed = flush(&volume);
+        if let Err(error) = &flushed {
+            tracing::error!(volume = volume.name(), "flush of the backing store: {error:#}");
+            // What was written since the last good flush is unknown; the ring tells the next start.
+            volume.capture().lose(GapReason::BackingError);
+        }
+        let drained = shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
+        let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
+        Stopped { volume, state, ring_path, is_clean }
+    };
+    running.into_iter().map(drain_one).collect()
 }
 
 impl Stopped {
@@ -217,7 +241,8 @@ impl Stopped {
         if !self.is_clean {
             tracing::warn!(
                 volume = name,
-                "not everything is acknowledged; the change ring keeps it for the next start"
+                "stopped before everything was acknowledged, or in a copy; the next start goes on \
+                 from the change ring, as long as the machine is not restarted before"
             );
             return;
         }

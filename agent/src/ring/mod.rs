@@ -193,7 +193,9 @@ impl Shared {
 
 impl Ring {
     /// Makes a new ring in a new file on tmpfs, fully allocated and locked. Its first record
-    /// gets at least `first_seq`; none can be claimed before [`Ring::set_seq_limit`].
+    /// gets at least `first_seq`; none can be claimed before [`Ring::set_seq_limit`]. Capture is
+    /// off: if the caller is killed before it has said whether an earlier ring was lost, the next
+    /// one must not take this ring for all that happened.
     ///
     /// # Errors
     /// `Size`, `Exists`, `NotTmpfs`, `NoSpace`, `NotLocked`, `InUse` or `Io`.
@@ -205,6 +207,8 @@ impl Ring {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, RingError> {
         let mapping = Mapping::create(path, spec, mlock)?;
+        // Nobody else has the file yet; publishing it orders this store.
+        mapping.capture_off().store(1, Ordering::Relaxed);
         Ok(Self::start(mapping, spec, first_seq, clock))
     }
 

@@ -13,6 +13,9 @@ use tidemark_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest silence of a collector, which sends a token every second; then the connection counts
+/// as lost.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a send may make no progress before the connection counts as lost.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -52,6 +55,7 @@ impl SocketDial {
 
     fn unix(path: &PathBuf) -> io::Result<Link> {
         let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(READ_TIMEOUT))?;
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
         let (reader, closer) = (stream.try_clone()?, stream.try_clone()?);
         Ok(Link {
@@ -64,6 +68,7 @@ impl SocketDial {
     fn tcp(address: &SocketAddr) -> io::Result<Link> {
         let stream = TcpStream::connect_timeout(address, CONNECT_TIMEOUT)?;
         stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(READ_TIMEOUT))?;
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
         let (reader, closer) = (stream.try_clone()?, stream.try_clone()?);
         Ok(Link {
@@ -104,11 +109,25 @@ pub enum ReceiveError {
 /// [`ReceiveError`].
 pub fn receive_frame(reader: &mut dyn Read, body: &mut Vec<u8>) -> Result<FrameKind, ReceiveError> {
     let mut head = [0; FRAME_HEADER_BYTES];
-    reader.read_exact(&mut head)?;
+    reader.read_exact(&mut head).map_err(silence)?;
     let (header, kind) = FrameHeader::decode(&head)?;
     body.clear();
     body.resize(header.body_bytes.get() as usize, 0);
-    reader.read_exact(body)?;
+    reader.read_exact(body).map_err(silence)?;
     header.check_body(body)?;
     Ok(kind)
+}
+
+/// Says what the operating system means by a read that would block.
+fn silence(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => io::Error::new(
+            io::ErrorKind::TimedOut,
+            "it has said nothing for too long; is it stopped, or its disk stuck?",
+        ),
+        io::ErrorKind::UnexpectedEof => {
+            io::Error::new(io::ErrorKind::UnexpectedEof, "it has closed the connection")
+        }
+        _ => error,
+    }
 }

@@ -14,8 +14,8 @@ pub mod link;
 pub mod session;
 mod stream;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ use crate::ring::Consumer;
 use crate::state::KeptState;
 use link::Dial;
 
+/// How long a thread that was told to stop at once may take; then it is left behind.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 /// First pause after a failed connection.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause between two tries.
@@ -68,30 +70,70 @@ pub struct Shipper {
     thread: JoinHandle<Drained>,
 }
 
-/// Whether everything in the ring was acknowledged when the shipper stopped.
+/// Whether every change was acknowledged when the shipper stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// All of it.
+    /// All of them.
     Yes,
-    /// Records are left in the ring.
+    /// Records are left in the ring, or a copy is not complete.
     No,
 }
 
-/// Tells the thread to stop: first when it has drained the ring, then at once.
+type Closer = Box<dyn Fn() + Send>;
+
+/// Tells the thread to stop: first when it has drained the ring, then at once, also when it
+/// waits for a collector that neither answers nor reads.
 #[derive(Default)]
 pub(crate) struct StopSignal {
     when_drained: AtomicBool,
     now: AtomicBool,
+    /// Ends the connection that is open.
+    closer: Mutex<Option<Closer>>,
 }
 
 impl StopSignal {
-    // Relaxed throughout: the flags are polled and order no other memory.
+    // Relaxed throughout: the flags are polled and order no other memory; where `now` has to be
+    // seen together with the closer, the mutex orders the two.
     pub(crate) fn when_drained(&self) -> bool {
         self.when_drained.load(Ordering::Relaxed)
     }
 
     pub(crate) fn now(&self) -> bool {
         self.now.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connection of `closer` when the result is dropped, or when it is time to stop.
+    pub(crate) fn guard(&self, closer: Closer) -> OpenConnection<'_> {
+        *self.closer() = Some(closer);
+        if self.now() {
+            self.close();
+        }
+        OpenConnection(self)
+    }
+
+    fn stop_now(&self) {
+        self.now.store(true, Ordering::Relaxed);
+        self.close();
+    }
+
+    fn close(&self) {
+        if let Some(close) = self.closer().take() {
+            close();
+        }
+    }
+
+    fn closer(&self) -> MutexGuard<'_, Option<Closer>> {
+        // What it holds is replaced whole.
+        self.closer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See [`StopSignal::guard`].
+pub(crate) struct OpenConnection<'a>(&'a StopSignal);
+
+impl Drop for OpenConnection<'_> {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -113,30 +155,44 @@ impl Shipper {
         Ok(Self { stop, thread })
     }
 
+    /// Lets the thread end once everything in the ring is acknowledged; does not wait for it.
+    pub fn begin_stop(&self) {
+        self.stop.when_drained.store(true, Ordering::Relaxed);
+    }
+
     /// Stops when everything in the ring is acknowledged, or after `patience`. The volume gets
     /// no more changes by now.
     pub fn stop(self, patience: Duration, clock: &dyn Clock) -> Drained {
-        self.stop.when_drained.store(true, Ordering::Relaxed);
+        self.begin_stop();
+        self.wait(patience, clock);
+        self.stop.stop_now();
+        self.wait(LAST_WAIT, clock);
+        if !self.thread.is_finished() {
+            return Drained::No;
+        }
+        self.thread.join().unwrap_or(Drained::No)
+    }
+
+    fn wait(&self, patience: Duration, clock: &dyn Clock) {
         let deadline = clock.monotonic() + patience;
         while !self.thread.is_finished() && clock.monotonic() < deadline {
             clock.sleep(Duration::from_millis(5));
         }
-        self.stop.now.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or(Drained::No)
     }
 }
 
 fn run(parts: &ShipperParts, mut consumer: Consumer, stop: &StopSignal) -> Drained {
     let name = parts.capture.name();
     let mut pause = PAUSE_MIN;
+    let mut sent = None;
     let mut said = String::new();
     loop {
-        let ended = stream::serve(parts, &mut consumer, stop);
+        let ended = stream::serve(parts, &mut consumer, &mut sent, stop);
         let error = match ended {
             Ok(drained) => return drained,
             Err(error) => error,
         };
-        if error.had_session() {
+        if error.was_of_use() {
             pause = PAUSE_MIN;
             said.clear();
         }

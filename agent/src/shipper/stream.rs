@@ -7,16 +7,17 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use tidemark_wire::body::{Bookmark, GapReason};
 use tidemark_wire::frame::{self, FrameKind};
-use tidemark_wire::session::{Ack, Hello, Progress, Refuse, Token, Welcome};
+use tidemark_wire::session::{Ack, Hello, Progress, Refuse, RefuseReason, Token, Welcome};
 use tidemark_wire::{DecodeError, RecordKind, Seq, SessionToken};
 
 use super::batch::{Batch, FrameContext};
 use super::link::{Link, ReceiveError, receive_frame};
-use super::session::{PendingToken, Verdict, Window, judge};
+use super::session::{PendingTokens, Standing, Verdict, Window, judge};
 use super::{Drained, ShipperParts, StopSignal};
 use crate::capture::phase::{CopyCause, Phase};
 use crate::ring::order::Ticket;
 use crate::ring::{Consumer, Next};
+use crate::state::StateError;
 
 /// Messages of the collector that wait to be looked at, at most; then its reader waits.
 const EVENTS_MAX: usize = 256;
@@ -24,6 +25,8 @@ const EVENTS_MAX: usize = 256;
 const IDLE: Duration = Duration::from_millis(50);
 /// How often the collector is told how far a copy is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How often the log says so.
+const PROGRESS_LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -36,14 +39,19 @@ pub(super) enum StreamError {
     Refused(Refuse),
     #[error("the collector broke the protocol: {0}")]
     Protocol(String),
+    #[error("nothing is sent before the volume's state can be kept: {0}")]
+    State(StateError),
+    /// As in the field, after the collector acknowledged something new.
     #[error("{0}")]
-    Ended(Box<StreamError>),
+    Served(Box<StreamError>),
 }
 
 impl StreamError {
-    /// True when the collector had accepted the session before.
-    pub(super) fn had_session(&self) -> bool {
-        matches!(self, Self::Ended(_))
+    /// True when the session was of use: one that is opened and ended at once, again and again,
+    /// is not, nor are those of two agents that take a volume from each other.
+    pub(super) fn was_of_use(&self) -> bool {
+        let Self::Served(end) = self else { return false };
+        !matches!(&**end, Self::Refused(refuse) if refuse.reason == RefuseReason::Fenced)
     }
 }
 
@@ -74,12 +82,14 @@ enum Event {
 pub(super) fn serve(
     parts: &ShipperParts,
     consumer: &mut Consumer,
+    sent: &mut Option<Seq>,
     stop: &StopSignal,
 ) -> Result<Drained, StreamError> {
     let Link { mut reader, mut writer, closer } = parts.dial.dial().map_err(StreamError::Dial)?;
+    let closer = stop.guard(closer);
     let hello = hello(parts);
     let welcome = handshake(&hello, reader.as_mut(), writer.as_mut())?;
-    let mut session = Session::open(parts, consumer, &hello, &welcome);
+    let mut session = Session::open(parts, consumer, sent, &hello, &welcome)?;
     let (events, inbox) = bounded(EVENTS_MAX);
     thread::scope(|scope| {
         let ring = parts.capture.ring();
@@ -89,9 +99,10 @@ pub(super) fn serve(
         });
         let ended = session.run(consumer, writer.as_mut(), &inbox, stop);
         // Ends the reader: it either waits in a read or for room in the inbox.
-        closer();
+        drop(closer);
         drop(inbox);
-        ended.map_err(|error| StreamError::Ended(Box::new(error)))
+        let of_use = session.acknowledged > welcome.durable;
+        ended.map_err(|error| if of_use { StreamError::Served(Box::new(error)) } else { error })
     })
 }
 
@@ -150,28 +161,65 @@ fn next_event(reader: &mut dyn io::Read, body: &mut Vec<u8>) -> Result<Event, St
     })
 }
 
+/// Keeps what a session begins with. What does not continue the collector's copy may go out only
+/// when the next session, also one of the next process, is sure to know that.
+fn keep_session(
+    parts: &ShipperParts,
+    welcome: &Welcome,
+    verdict: Verdict,
+) -> Result<(), StreamError> {
+    let fits = matches!(verdict, Verdict::Resume);
+    let kept = parts.state.update(|state| {
+        state.copied &= fits && welcome.span_open == Seq(0);
+        state.journal = welcome.journal;
+        state.timeline = welcome.timeline;
+        state.epoch = welcome.epoch;
+    });
+    match kept {
+        Ok(()) => Ok(()),
+        Err(error) if !fits => Err(StreamError::State(error)),
+        Err(error) => {
+            tracing::error!(volume = parts.capture.name(), "{error}");
+            Ok(())
+        }
+    }
+}
+
 struct Session<'a> {
     parts: &'a ShipperParts,
     welcome: Welcome,
     window: Window,
-    token: PendingToken,
+    tokens: PendingTokens,
     batch: Batch,
     /// Last record that was sent, or that the collector held at the start.
     last_sent: Seq,
+    /// The same for the sessions to come; also counts what may have been sent.
+    sent: &'a mut Option<Seq>,
+    acknowledged: Seq,
+    /// First record of a span that was sent and not acknowledged.
+    span_sent: Option<Seq>,
     /// Until a copy's first record at or behind this ticket, records are dropped.
     drop_until: Option<Ticket>,
     next_progress: Duration,
+    next_progress_log: Duration,
 }
 
 impl<'a> Session<'a> {
     fn open(
         parts: &'a ShipperParts,
         consumer: &mut Consumer,
+        sent: &'a mut Option<Seq>,
         hello: &Hello,
         welcome: &Welcome,
-    ) -> Self {
+    ) -> Result<Self, StreamError> {
         let capture = &parts.capture;
-        let verdict = judge(hello, welcome, parts.state.get().copied, capture.phases().phase());
+        let standing = Standing {
+            copied: parts.state.get().copied,
+            phase: capture.phases().phase(),
+            sent: *sent,
+        };
+        let verdict = judge(hello, welcome, &standing);
+        keep_session(parts, welcome, verdict)?;
         let mut drop_until = None;
         match verdict {
             Verdict::Resume => {}
@@ -185,17 +233,6 @@ impl<'a> Session<'a> {
                 capture.want_copy(cause);
             }
         }
-        let kept = parts.state.update(|state| {
-            let fits = matches!(verdict, Verdict::Resume);
-            state.copied &= fits;
-            state.journal = welcome.journal;
-            state.timeline = welcome.timeline;
-            state.epoch = welcome.epoch;
-        });
-        if let Err(error) = kept {
-            // The collector's span says the same at the next start.
-            tracing::error!(volume = capture.name(), "{error}");
-        }
         consumer.rewind_to(if drop_until.is_some() { Seq(0) } else { welcome.durable });
         tracing::info!(
             volume = capture.name(),
@@ -203,18 +240,27 @@ impl<'a> Session<'a> {
             welcome.epoch,
             welcome.journal,
             welcome.durable,
-            if verdict == Verdict::Resume { "" } else { "; a copy is made" }
+            match verdict {
+                Verdict::Resume => String::new(),
+                Verdict::ResumeAndCopy(cause) | Verdict::CopyAnew(cause) =>
+                    format!("; a copy is made: {}", cause.text()),
+            }
         );
-        Self {
+        *sent = Some(welcome.durable);
+        Ok(Self {
             parts,
             welcome: *welcome,
             window: Window::new(welcome.window_bytes),
-            token: PendingToken::default(),
+            tokens: PendingTokens::default(),
             batch: Batch::default(),
             last_sent: welcome.durable,
+            sent,
+            acknowledged: welcome.durable,
+            span_sent: None,
             drop_until,
             next_progress: parts.clock.monotonic(),
-        }
+            next_progress_log: parts.clock.monotonic() + PROGRESS_LOG_EVERY,
+        })
     }
 
     fn run(
@@ -239,29 +285,29 @@ impl<'a> Session<'a> {
                 continue;
             }
             self.gather(consumer);
-            if !self.batch.is_empty() || self.token.is_due(consumer.cursor().0) {
+            if !self.batch.is_empty() || self.tokens.is_due(consumer.cursor().0) {
                 self.send(consumer, writer)?;
-            } else if stop.when_drained() && self.all_acknowledged(consumer) {
+            } else if stop.when_drained() && self.is_all_acknowledged(consumer) {
                 let mut out = Vec::new();
                 frame::encode(FrameKind::Goodbye, &[], &mut out);
                 writer.write_all(&out).map_err(StreamError::Lost)?;
-                return Ok(if self.is_whole() { Drained::Yes } else { Drained::No });
+                return Ok(self.drained());
             } else {
                 consumer.wait(IDLE);
             }
         }
     }
 
-    fn all_acknowledged(&self, consumer: &Consumer) -> bool {
+    fn is_all_acknowledged(&self, consumer: &Consumer) -> bool {
         let all_sent = consumer.cursor() >= self.parts.capture.ring().tail_ticket();
         all_sent && self.window.is_empty()
     }
 
-    /// True when no change is missing from the stream. A copy that the stop of the volume has
-    /// ended in the middle is not waited for.
-    fn is_whole(&self) -> bool {
+    /// What an empty ring is worth at a stop: changes may be missing from it.
+    fn drained(&self) -> Drained {
         let capture = &self.parts.capture;
-        capture.is_on() && matches!(capture.phases().phase(), Phase::Whole { .. })
+        let whole = matches!(capture.phases().phase(), Phase::Whole { .. });
+        if whole && capture.is_on() { Drained::Yes } else { Drained::No }
     }
 
     fn take_events(
@@ -288,12 +334,14 @@ impl<'a> Session<'a> {
                     let detail = format!("record {durable} acknowledged, {} sent", self.last_sent);
                     return Err(StreamError::Protocol(detail));
                 }
+                self.acknowledged = self.acknowledged.max(durable);
                 self.release(consumer, durable);
             }
             Event::Token(token) => {
                 // While changes are missing from the stream no state of it is the newest.
-                if self.is_whole() {
-                    self.token.arrived(token, capture.ring().tail_ticket().0);
+                let whole = matches!(capture.phases().phase(), Phase::Whole { .. });
+                if whole && capture.is_on() {
+                    self.tokens.arrived(token, capture.ring().tail_ticket().0);
                 }
             }
             Event::Bookmark(bookmark) => {
@@ -314,15 +362,23 @@ impl<'a> Session<'a> {
         let capture = &self.parts.capture;
         consumer.release_through(durable);
         capture.released().notify_all();
-        let copied = match capture.phases().phase() {
+        let ended = match capture.phases().phase() {
             Phase::Whole { copy_end } => copy_end.is_some_and(|end| end <= durable),
             _ => false,
         };
-        if copied && !self.parts.state.get().copied {
-            match self.parts.state.update(|state| state.copied = true) {
-                Ok(()) => tracing::info!(volume = capture.name(), "the collector has a whole copy"),
-                Err(error) => tracing::error!(volume = capture.name(), "{error}"),
+        let begun = self.span_sent.take_if(|begin| *begin <= durable).is_some();
+        let was = self.parts.state.get().copied;
+        let copied = ended || (was && !begun);
+        if copied == was {
+            return;
+        }
+        match self.parts.state.update(|state| state.copied = copied) {
+            Ok(()) if copied => {
+                tracing::info!(volume = capture.name(), "the collector has a whole copy");
             }
+            Ok(()) => {}
+            // The collector's span says the same at the next start.
+            Err(error) => tracing::error!(volume = capture.name(), "{error}"),
         }
     }
 
@@ -336,7 +392,7 @@ impl<'a> Session<'a> {
             let (kind, seq) = (record.header.kind(), record.header.seq());
             let begins_span = matches!(kind, Some(RecordKind::Gap | RecordKind::ResyncBegin));
             if let Some(until) = self.drop_until {
-                if record.ticket < until || !begins_span {
+                if record.ticket < until || !begins_span || seq <= self.last_sent {
                     self.drop_record(consumer, seq);
                     continue;
                 }
@@ -355,13 +411,11 @@ impl<'a> Session<'a> {
         self.parts.capture.released().notify_all();
     }
 
-    /// A span begins at the collector with this frame: until its end the copy there is not whole.
-    /// A span that a predecessor began is closed by a copy of ours.
-    fn note_span(&self, seq: Seq) {
+    /// A span begins at the collector with this frame: once that is durable the copy there is not
+    /// whole. A span that a predecessor began is closed by a copy of ours.
+    fn note_span(&mut self, seq: Seq) {
         let capture = &self.parts.capture;
-        if let Err(error) = self.parts.state.update(|state| state.copied = false) {
-            tracing::error!(volume = capture.name(), "{error}");
-        }
+        self.span_sent.get_or_insert(seq);
         if capture.phases().phase() == (Phase::Whole { copy_end: None }) {
             tracing::info!(volume = capture.name(), "record {seq} began a copy that nobody ended");
             capture.want_copy(CopyCause::Gap(GapReason::CopyInterrupted));
@@ -373,8 +427,11 @@ impl<'a> Session<'a> {
             timeline: self.welcome.timeline,
             epoch: self.welcome.epoch,
             prev: self.last_sent,
-            token: self.token.take_if_passed(consumer.cursor().0),
+            token: self.tokens.take_passed(consumer.cursor().0),
         };
+        if let Some(last) = self.batch.last() {
+            *self.sent = Some(last);
+        }
         let bytes = self.batch.send(&context, consumer, writer).map_err(StreamError::Lost)?;
         if let Some(last) = self.batch.last() {
             self.window.sent(last, bytes);
@@ -391,7 +448,13 @@ impl<'a> Session<'a> {
         }
         self.next_progress = now + PROGRESS_EVERY;
         let (done, total, sent) = capture.progress().get();
-        tracing::info!(volume = capture.name(), "copy: {done} of {total} bytes, {sent} to send");
+        if now >= self.next_progress_log {
+            self.next_progress_log = now + PROGRESS_LOG_EVERY;
+            tracing::info!(
+                volume = capture.name(),
+                "copy: {done} of {total} bytes, {sent} to send"
+            );
+        }
         let progress = Progress {
             done_bytes: done.into(),
             total_bytes: total.into(),

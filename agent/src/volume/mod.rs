@@ -204,8 +204,10 @@ impl<S: Store> Volume<S> {
         match result {
             Ok(()) => record.commit(),
             Err(_) => {
-                record.void();
+                // In this order: a kill in between must leave one of the two in the ring's file,
+                // the range in flight or the capture given up.
                 self.capture.lose(GapReason::BackingError);
+                record.void();
             }
         }
         result

@@ -49,6 +49,7 @@ impl Clock for StillClock {
 pub fn create(path: &Path, spec: &RingSpec) -> Result<Ring, RingError> {
     let ring = Ring::create(path, spec, Seq(1), Mlock::WherePermitted, clock())?;
     ring.set_seq_limit(NO_LIMIT);
+    ring.turn_capture_on();
     Ok(ring)
 }
 

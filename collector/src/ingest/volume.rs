@@ -174,6 +174,9 @@ pub struct VolumeCore<S: Storage> {
     live: Option<Live>,
     appended: bool,
     token_sent_at: Option<Duration>,
+    /// What was reported as the reason why nothing becomes durable; until something does. An
+    /// agent comes back every few seconds and meets the same problem; people are told once.
+    reported: Option<String>,
 }
 
 impl<S: Storage> VolumeCore<S> {
@@ -198,6 +201,7 @@ impl<S: Storage> VolumeCore<S> {
             live: None,
             appended: false,
             token_sent_at: None,
+            reported: None,
         };
         core.observer.volume(&core.manifest);
         if let Err(error) = core.ensure_journal() {
@@ -248,6 +252,9 @@ impl<S: Storage> VolumeCore<S> {
         if let Some(live) = &self.live {
             live.port.durable(committed.durable);
         }
+        if self.reported.take().is_some() {
+            self.report(Severity::Info, "the journal takes records again".into());
+        }
         if !committed.new_marks.is_empty() {
             self.look_at_spans();
             committed.new_marks.iter().for_each(|mark| self.report_span(mark));
@@ -287,8 +294,10 @@ impl<S: Storage> VolumeCore<S> {
                 let live = Live { epoch, peer, port: Arc::clone(&port) };
                 self.set_live(Some(live));
                 port.opened(Ok(welcome));
-                let text = format!("the agent is connected, the newest record is {durable}");
-                self.report(Severity::Info, text);
+                if self.reported.is_none() {
+                    let text = format!("the agent is connected, the newest record is {durable}");
+                    self.report(Severity::Info, text);
+                }
             }
             Err(refusal) => port.opened(Err(refusal)),
         }
@@ -313,7 +322,9 @@ impl<S: Storage> VolumeCore<S> {
         if hello.size_bytes != size_bytes {
             let name = &self.manifest.name;
             let text = format!(
-                "volume {name} has {size_bytes} bytes on the collector and {} at the agent",
+                "volume {name} has {size_bytes} bytes on the collector and {} at the agent; give \
+                 the disk its former size, or move the volume's file in the agent's state_dir \
+                 away to protect it anew",
                 hello.size_bytes
             );
             return Err(refuse(RefuseReason::Mismatch, text));
@@ -343,14 +354,11 @@ impl<S: Storage> VolumeCore<S> {
         })
     }
 
-    /// Opens the journal, or reopens one that a failed write has closed.
+    /// Opens the journal, or reopens one that a failed write has closed. One that is damaged is
+    /// an error as well, before a session begins that could not append.
     fn ensure_journal(&mut self) -> std::result::Result<(), JournalError> {
         match &mut self.journal {
-            Some(journal) if journal.is_latched() => {
-                journal.reopen()?;
-                self.report(Severity::Info, "the journal takes records again".into());
-            }
-            Some(_) => {}
+            Some(journal) => journal.reopen()?,
             None => {
                 let seed = Seed::open_or_create(
                     &self.storage,
@@ -430,11 +438,12 @@ impl<S: Storage> VolumeCore<S> {
         self.live = live;
     }
 
-    /// An agent that comes back every few seconds meets the same problem; it is told once.
-    fn set_problem(&self, text: String) {
-        let before = self.shared.lock().problem.replace(text.clone());
-        if before.as_ref() != Some(&text) {
-            self.report(Severity::Critical, text);
+    /// Nothing becomes durable for now.
+    fn set_problem(&mut self, text: String) {
+        self.shared.lock().problem = Some(text.clone());
+        if self.reported.as_ref() != Some(&text) {
+            self.report(Severity::Critical, text.clone());
+            self.reported = Some(text);
         }
     }
 

@@ -1,0 +1,250 @@
+//! The shipper against a collector that follows a script: what goes out after sessions that break
+//! at the worst moment, and that it never waits for a collector that does not answer.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a test may look at the machine's clock")]
+
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tidemark_agent::capture::Capture;
+use tidemark_agent::clock::{Clock, SystemClock};
+use tidemark_agent::random::{Random, SystemSource};
+use tidemark_agent::ring::{Ring, RingSpec};
+use tidemark_agent::shipper::link::{Dial, Link, receive_frame};
+use tidemark_agent::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
+use tidemark_agent::state::{KeptState, StateFile, VolumeState};
+use tidemark_wire::body::GapReason;
+use tidemark_wire::frame::{self, FrameKind, RecordsBody};
+use tidemark_wire::session::{Ack, Hello, Refuse, RefuseReason, Welcome};
+use tidemark_wire::{AgentId, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId};
+
+const JOURNAL: JournalId = JournalId::from_bytes([5; 16]);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Long enough for records that must not come to come.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// Gives the shipper one end of a new connection and the script the other.
+struct ScriptDial(Sender<UnixStream>);
+
+impl Dial for ScriptDial {
+    fn dial(&self) -> io::Result<Link> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.0.send(theirs).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+        let (reader, closer) = (ours.try_clone()?, ours.try_clone()?);
+        Ok(Link {
+            reader: Box::new(reader),
+            writer: Box::new(ours),
+            closer: Box::new(move || drop(closer.shutdown(Shutdown::Both))),
+        })
+    }
+
+    fn peer(&self) -> String {
+        "the script".into()
+    }
+}
+
+/// The collector's side of one connection, its hello read.
+struct Connection {
+    stream: UnixStream,
+    hello: Hello,
+    body: Vec<u8>,
+}
+
+impl Connection {
+    fn accept(connections: &Receiver<UnixStream>) -> Self {
+        let mut stream = connections.recv_timeout(PATIENCE).unwrap();
+        let mut body = Vec::new();
+        assert_eq!(receive_frame(&mut stream, &mut body).unwrap(), FrameKind::Hello);
+        Self { stream, hello: Hello::decode(&body).unwrap(), body }
+    }
+
+    fn send(&mut self, kind: FrameKind, encode: impl FnOnce(&mut Vec<u8>)) {
+        let (mut body, mut out) = (Vec::new(), Vec::new());
+        encode(&mut body);
+        frame::encode(kind, &body, &mut out);
+        self.stream.write_all(&out).unwrap();
+    }
+
+    fn welcome(&mut self, durable: u64) {
+        let welcome = Welcome {
+            journal: JOURNAL,
+            timeline: Timeline(1),
+            epoch: Epoch(self.hello.epoch.0 + 1),
+            durable: Seq(durable),
+            span_open: Seq(0),
+            window_bytes: 1 << 20,
+        };
+        self.send(FrameKind::Welcome, |body| welcome.encode(body));
+    }
+
+    /// Predecessor and kinds of the records of the next frame that has any.
+    fn records(&mut self, patience: Duration) -> Option<(u64, Vec<RecordKind>)> {
+        self.stream.set_read_timeout(Some(patience)).unwrap();
+        loop {
+            match receive_frame(&mut self.stream, &mut self.body) {
+                Ok(FrameKind::Records) => {
+                    let frame = RecordsBody::decode(&self.body).unwrap();
+                    let kinds: Vec<_> =
+                        frame.records().map(|record| record.unwrap().kind).collect();
+                    if !kinds.is_empty() {
+                        return Some((frame.header.prev_seq().0, kinds));
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+struct Agent {
+    shipper: Shipper,
+    capture: Arc<Capture>,
+    state: Arc<KeptState>,
+    clock: Arc<dyn Clock>,
+    connections: Receiver<UnixStream>,
+    _dir: TempDir,
+}
+
+/// An agent whose volume was copied to the journal, with records 1 to 3 in its ring.
+fn agent() -> Agent {
+    let dir = tempfile::tempdir().unwrap();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let volume = VolumeId::from_bytes([7; 16]);
+    let spec = RingSpec { volume, ring_bytes: 1 << 20, slots: 64, boot_id: [9; 16] };
+    let ring = Ring::in_memory(&spec, Seq(1), Arc::clone(&clock)).unwrap();
+    ring.set_seq_limit(Seq(1 << 40));
+    let capture = Arc::new(Capture::new("data".into(), ring));
+    let file = StateFile::new(dir.path(), "data");
+    let state = VolumeState {
+        volume,
+        reserved_until: Seq(1 << 40),
+        journal: JOURNAL,
+        timeline: Timeline(1),
+        epoch: Epoch(1),
+        copied: true,
+        clean: false,
+        released: Seq(0),
+    };
+    file.store(&state).unwrap();
+    let state = Arc::new(KeptState::new(file, state));
+    flushes(&capture, 3);
+    let (sender, connections) = channel();
+    let random: Arc<dyn Random> = Arc::new(SystemSource::default());
+    let shipper = Shipper::start(ShipperParts {
+        facts: VolumeFacts { id: volume, size_bytes: 1 << 20, block_bytes: 512 },
+        capture: Arc::clone(&capture),
+        state: Arc::clone(&state),
+        agent: AgentId::from_bytes([1; 16]),
+        dial: Box::new(ScriptDial(sender)),
+        clock: Arc::clone(&clock),
+        random,
+    })
+    .unwrap();
+    Agent { shipper, capture, state, clock, connections, _dir: dir }
+}
+
+fn flushes(capture: &Capture, count: u64) {
+    for _ in 0..count {
+        capture.stamp(RecordKind::Flush, 0, &[]).unwrap();
+    }
+}
+
+fn gap(capture: &Capture) -> Seq {
+    capture.stamp(RecordKind::Gap, GapReason::SourceBehind as u64, &[]).unwrap()
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+impl Agent {
+    fn stop(self) -> (Drained, Duration) {
+        let begin = Instant::now();
+        drop(self.connections);
+        (self.shipper.stop(Duration::ZERO, self.clock.as_ref()), begin.elapsed())
+    }
+}
+
+#[test]
+fn what_continues_nothing_stays_back_also_in_the_session_after_the_next() {
+    let agent = agent();
+    let mut first = Connection::accept(&agent.connections);
+    // More than the agent has ever sent: its numbers go on behind, and a copy is wanted.
+    first.welcome(300);
+    wait_for("the numbers are raised", || agent.capture.ring().next_seq() > Seq(300));
+    drop(first);
+    let mut second = Connection::accept(&agent.connections);
+    flushes(&agent.capture, 3);
+    assert_eq!(second.hello.newest, Seq(300), "by its numbers alone the stream would fit");
+    second.welcome(300);
+    assert_eq!(second.records(QUIET), None, "they would be offered as states of the volume");
+    flushes(&agent.capture, 1);
+    gap(&agent.capture);
+    let sent = second.records(PATIENCE);
+    assert_eq!(sent, Some((300, vec![RecordKind::Gap])));
+    agent.stop();
+}
+
+#[test]
+fn the_copy_counts_as_whole_until_its_gap_is_durable() {
+    let agent = agent();
+    let mut first = Connection::accept(&agent.connections);
+    first.welcome(2);
+    assert_eq!(first.records(PATIENCE), Some((2, vec![RecordKind::Flush])));
+    let at = gap(&agent.capture);
+    assert_eq!(first.records(PATIENCE), Some((3, vec![RecordKind::Gap])));
+    assert!(agent.state.get().copied);
+    drop(first);
+    // The gap never arrived: what is before it continues the collector's copy and is not lost.
+    let mut second = Connection::accept(&agent.connections);
+    second.welcome(2);
+    let sent = second.records(PATIENCE);
+    assert_eq!(sent, Some((2, vec![RecordKind::Flush, RecordKind::Gap])));
+    second.send(FrameKind::Ack, |body| Ack { durable: at.0.into() }.encode(body));
+    wait_for("the gap counts", || !agent.state.get().copied);
+    agent.stop();
+}
+
+#[test]
+fn a_collector_that_never_answers_does_not_hold_up_a_stop() {
+    let agent = agent();
+    let silent = Connection::accept(&agent.connections);
+    let (drained, took) = agent.stop();
+    assert_eq!(drained, Drained::No);
+    assert!(took < Duration::from_millis(900), "{took:?}");
+    drop(silent);
+}
+
+#[test]
+fn sessions_that_are_ended_at_once_come_more_and_more_seldom() {
+    let agent = agent();
+    let until = Instant::now() + Duration::from_millis(1500);
+    let mut sessions = 0;
+    while Instant::now() < until {
+        let Ok(stream) = agent.connections.recv_timeout(Duration::from_millis(20)) else {
+            continue;
+        };
+        let (mut connection, text) = (stream, "no space left".to_owned());
+        let mut body = Vec::new();
+        receive_frame(&mut connection, &mut body).unwrap();
+        let hello = Hello::decode(&body).unwrap();
+        let mut connection = Connection { stream: connection, hello, body };
+        connection.welcome(0);
+        let refuse = Refuse { reason: RefuseReason::Unavailable, text };
+        connection.send(FrameKind::Refuse, |body| refuse.encode(body));
+        connection.records(QUIET);
+        sessions += 1;
+    }
+    assert!((2..=10).contains(&sessions), "{sessions} sessions");
+    agent.stop();
+}
