@@ -173,10 +173,10 @@ mod tests {
         let log = Log::parse(&text).expect("a good log");
         assert_eq!(log.ops[0].kind, Kind::Write { fua: true });
         assert_eq!((log.ops[1].acknowledged, log.last_event()), (NEVER, 3));
-        let directory = std::env::temp_dir().join(format!("tidemark-log-{}", std::process::id()));
-        log.write(&directory).expect("written");
-        let back = fs::read_to_string(&directory).expect("read");
-        fs::remove_file(&directory).expect("removed");
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("log");
+        log.write(&path).expect("written");
+        let back = fs::read_to_string(&path).expect("read");
         assert_eq!(back, text);
         let error = Log::parse(&format!("{text}3 1 q 0 1 9 10 0 0\n")).expect_err("a bad kind");
         assert!(format!("{error:#}").starts_with("line 4: "), "{error:#}");
