@@ -28,7 +28,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::copy;
 use crate::random::{Random, SystemSource};
-use crate::ring::Ring;
+use crate::ring::order::Ticket;
+use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
 use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
 use crate::state::{KeptState, SEQ_RESERVATION};
@@ -111,8 +112,18 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         directory.unmount();
     }
     server.stop();
-    stop(running, clock.as_ref());
+    // All of them drain at the same time, however many there are.
+    for one in &running {
+        one.volume.capture().close();
+        one.shipper.begin_stop();
+    }
+    let deadline = clock.monotonic() + DRAIN_PATIENCE;
+    let drained =
+        running.into_iter().map(|one| drain(one, deadline, clock.as_ref())).collect::<Vec<_>>();
+    // The rings are free when nobody has a disk any more: neither a client nor a copier.
+    drop(exports);
     workers.shutdown();
+    drained.into_iter().for_each(Stopped::settle);
     tracing::info!("stopped");
     Ok(())
 }
@@ -200,40 +211,61 @@ fn reserve_ahead(one: &mut Running) {
     }
 }
 
-fn stop(running: Vec<Running>, clock: &dyn Clock) {
-    // All of them drain at the same time, however many there are.
-    for one in &running {
-        one.volume.capture().close();
-        one.shipper.begin_stop();
+/// A volume that takes no more changes.
+struct Stopped {
+    volume: Arc<ServedVolume>,
+    state: Arc<KeptState>,
+    ring_path: std::path::PathBuf,
+    is_clean: bool,
+    /// Where its ring ended when the backing store was flushed.
+    tail: Ticket,
+}
+
+/// Flushes the backing store and waits until the collector has everything.
+fn drain(one: Running, deadline: Duration, clock: &dyn Clock) -> Stopped {
+    let Running { volume, state, shipper, ring_path, .. } = one;
+    let flushed = flush(&volume);
+    if let Err(error) = &flushed {
+        tracing::error!(volume = volume.name(), "flush of the backing store: {error:#}");
+        // What was written since the last good flush is unknown; the ring tells the next start.
+        volume.capture().lose(GapReason::BackingError);
     }
-    let deadline = clock.monotonic() + DRAIN_PATIENCE;
-    for one in running {
-        let name = one.volume.name().to_owned();
-        let flushed = flush(&one.volume);
-        if let Err(error) = &flushed {
-            tracing::error!(volume = name, "flush of the backing store: {error:#}");
-            // What was written since the last good flush is unknown; the ring tells the next start.
-            one.volume.capture().lose(GapReason::BackingError);
-        }
-        let drained = one.shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
-        let clean = flushed.is_ok() && drained == Drained::Yes && one.state.get().copied;
-        if !clean {
+    let tail = volume.capture().ring().tail_ticket();
+    let drained = shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
+    let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
+    Stopped { volume, state, ring_path, is_clean, tail }
+}
+
+impl Stopped {
+    /// Notes a clean stop and removes the ring that it needs no more.
+    fn settle(self) {
+        let name = self.volume.name().to_owned();
+        let capture = self.volume.capture();
+        // A request that took too long for the stop of its frontend may have come behind the flush.
+        let is_late = capture.ring().tail_ticket() != self.tail || !capture.is_on();
+        if !self.is_clean || is_late {
             tracing::warn!(
                 volume = name,
                 "stopped before everything was acknowledged, or in a copy; the next start goes on \
                  from the change ring, as long as the machine is not restarted before"
             );
-            continue;
+            return;
         }
-        let released = one.volume.capture().ring().released_seq().max(one.state.get().released);
-        let kept = one.state.update(|state| {
+        let released = self.volume.capture().ring().released_seq();
+        let released = released.max(self.state.get().released);
+        let kept = self.state.update(|state| {
             state.clean = true;
             state.released = released;
         });
-        drop(one.volume);
+        drop(self.volume);
         // An empty ring that stays is as good; a state that was not kept needs the ring.
-        match kept.map(|()| Ring::discard(&one.ring_path)) {
+        match kept.map(|()| Ring::discard(&self.ring_path)) {
             Ok(Ok(())) => tracing::info!(volume = name, "clean: all acknowledged up to {released}"),
+            Ok(Err(error)) if error.kind == RingErrorKind::InUse => tracing::info!(
+                volume = name,
+                "clean: all acknowledged up to {released}; a client still holds the disk, so the \
+                 empty change ring stays"
+            ),
             Ok(Err(error)) => tracing::warn!(volume = name, "{error}"),
             Err(error) => tracing::warn!(volume = name, "{error}"),
         }

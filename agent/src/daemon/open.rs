@@ -4,12 +4,13 @@
 //! be landing until it is ours. Numbers are reserved and `clean` is taken back durably before
 //! anything may be captured. What was in flight is read back before anybody may write.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use tidemark_block::engine::{Executor, ExecutorConfig};
-use tidemark_block::store::{OpenMode, UringStore};
+use tidemark_block::store::{OpenMode, StoreError, UringStore};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId};
 
@@ -24,6 +25,11 @@ use crate::volume::Volume;
 
 /// Bytes of a page of the ring: as many slots as pages, so that small writes use both up evenly.
 const SLOT_PER_BYTES: u64 = 4096;
+
+/// How long the lock on the backing store is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is tried.
+const LOCK_EVERY: Duration = Duration::from_millis(20);
 
 /// A volume that is ready to be served.
 pub(super) struct OpenVolume {
@@ -40,7 +46,7 @@ pub(super) fn open(
     random: &dyn Random,
 ) -> anyhow::Result<OpenVolume> {
     let name = &volume_config.name;
-    let store = UringStore::open(&volume_config.backing, OpenMode::ReadWrite)
+    let store = open_store(&volume_config.backing, clock.as_ref())
         .with_context(|| format!("volume {name:?}"))?;
     if !store.direct() {
         tracing::warn!(volume = name, "no direct I/O on its backing store: the page cache is used");
@@ -64,6 +70,20 @@ pub(super) fn open(
     Ok(OpenVolume { volume, state: KeptState::new(file, state), ring_path })
 }
 
+/// A killed predecessor keeps its lock until the last of its I/O has landed, which may be a moment
+/// after its process has ended.
+fn open_store(path: &Path, clock: &dyn Clock) -> Result<UringStore, StoreError> {
+    let deadline = clock.monotonic() + LOCK_PATIENCE;
+    loop {
+        match UringStore::open(path, OpenMode::ReadWrite) {
+            Err(StoreError::InUse { .. }) if clock.monotonic() < deadline => {
+                clock.sleep(LOCK_EVERY);
+            }
+            opened => return opened,
+        }
+    }
+}
+
 fn new_state(volume: VolumeId) -> VolumeState {
     VolumeState {
         volume,
@@ -79,7 +99,7 @@ fn new_state(volume: VolumeId) -> VolumeState {
 
 /// The ring that a predecessor left, or a new one.
 fn open_ring(
-    path: &std::path::Path,
+    path: &Path,
     volume_config: &VolumeConfig,
     was: &VolumeState,
     clock: &Arc<dyn Clock>,

@@ -230,9 +230,10 @@ impl<S: Storage> VolumeCore<S> {
         if std::mem::take(&mut self.appended) && !self.commit() {
             self.token_sent_at = None;
         }
-        // A token proves a recoverable state only when no span hides it.
+        // A token proves a recoverable state only when there is one and no span hides it.
         if let Some(sent_at) = self.token_sent_at.take()
             && self.span_open.is_none()
+            && self.journal.as_ref().is_some_and(|journal| journal.reader().durable() > Seq(0))
         {
             let recoverable_at = &mut self.shared.lock().recoverable_at;
             *recoverable_at = (*recoverable_at).max(Some(sent_at));

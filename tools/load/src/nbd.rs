@@ -30,6 +30,8 @@ const OPTION_REPLY_BYTES_MAX: u32 = 64 * 1024;
 /// Longest wait for the server, in either direction.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Error of an answer: the server is stopping.
+pub(crate) const ERROR_SHUTTING_DOWN: u32 = 108;
 /// Flag of a request: on stable storage before the answer.
 pub(crate) const FLAG_FUA: u16 = 1;
 /// Flag of write-zeroes: keep the range allocated.

@@ -200,7 +200,7 @@ fn write(arguments: &WriteArguments) -> anyhow::Result<()> {
         |wanted: fn(Kind) -> bool| log.ops[before..].iter().filter(|op| wanted(op.kind)).count();
     println!(
         "written: {} operations ({} writes, {} zeroes, {} trims, {} flushes), {} acknowledged, \
-         {} errors, {} connections lost, up to {} in flight on each of {} connections; {} met \
+         {} errors, {} refused at the server's stop, {} connections lost, up to {} in flight on each of {} connections; {} met \
          another one in flight",
         done.ops,
         of(|kind| matches!(kind, Kind::Write { .. })),
@@ -209,13 +209,15 @@ fn write(arguments: &WriteArguments) -> anyhow::Result<()> {
         of(|kind| kind == Kind::Flush),
         done.acknowledged,
         done.errors,
+        done.refused,
         done.lost,
         done.in_flight_max,
         run.connections,
         overlapping(&log.ops[before..])
     );
     ensure!(done.errors == 0, "{} operations were answered with an error", done.errors);
-    ensure!(arguments.may_lose || done.lost == 0, "{} connections were lost", done.lost);
+    let lost = done.lost + done.refused;
+    ensure!(arguments.may_lose || lost == 0, "the server went away");
     Ok(())
 }
 

@@ -148,8 +148,13 @@ impl<'a> Journal<'a> {
                 "resync-begin" => {
                     (figures.copies, is_offered) = (figures.copies + 1, false);
                     tally.copied_us = record.time.as_microsecond() + CLOCK_SLACK_US;
+                    // The first copy is into an empty image, and sends no zeroes.
+                    tally.copies_zeroes = figures.gaps > 0;
                 }
-                "resync-end" => (is_offered, whole_once) = (true, true),
+                "resync-end" => {
+                    (is_offered, whole_once) = (true, true);
+                    tally.copies_zeroes = false;
+                }
                 _ => {}
             }
             offered.push(is_offered && whole_once);
@@ -169,13 +174,15 @@ struct Tally<'a> {
     uncertain: Vec<bool>,
     /// What was submitted before that time may be in a copy of the disk instead of a record.
     copied_us: i64,
+    /// A copy runs that says with zeroes what it finds.
+    copies_zeroes: bool,
 }
 
 impl<'a> Tally<'a> {
     fn new(log: &'a Log) -> Self {
         let ops = &log.ops;
         let (recorded_bytes, uncertain) = (vec![0; ops.len()], vec![false; ops.len()]);
-        Self { ops, recorded_bytes, uncertain, copied_us: i64::MIN }
+        Self { ops, recorded_bytes, uncertain, copied_us: i64::MIN, copies_zeroes: false }
     }
 
     fn place(&self, op: &Op) -> usize {
@@ -195,17 +202,19 @@ impl<'a> Tally<'a> {
         }
         let mut ops = history.touching(record.offset, record.end());
         ops.retain(|op| record.is_caused_by(op));
-        let fits = ops.len();
+        // A copy may find the zeroes that an operation left which nobody was told of.
+        let fits = !ops.is_empty() && ops.iter().all(|op| op.acknowledged != NEVER);
         // What has been recorded wholly is not recorded again.
         ops.retain(|op| self.recorded_bytes[self.place(op)] + record.len <= u64::from(op.len));
+        let may_be_copied = self.copies_zeroes && kind == "write-zeroes";
         match ops[..] {
-            [op] => {
+            [op] if !may_be_copied => {
                 figures.matched += 1;
                 let place = self.place(op);
                 self.recorded_bytes[place] += record.len;
                 Ok(Some(op))
             }
-            [] if fits > 0 => bail!(
+            [] if fits && !may_be_copied => bail!(
                 "record {seq} ({kind}, {len} bytes at {offset}): whatever fits is in the journal \
                  already"
             ),

@@ -18,7 +18,7 @@ use super::log::{Kind, Log, NEVER, Op};
 use super::pattern::{OpNumber, Pattern};
 use super::plan::{Plan, Recent, Step};
 use crate::clock::{Stopwatch, sleep, wall_us};
-use crate::nbd::{Command, Connection, FLAG_FUA, FLAG_NO_HOLE, Request};
+use crate::nbd::{Command, Connection, ERROR_SHUTTING_DOWN, FLAG_FUA, FLAG_NO_HOLE, Request};
 use crate::random::Random;
 
 /// Time for which one budget of bytes is given out.
@@ -44,6 +44,8 @@ pub(crate) struct Done {
     pub(crate) acknowledged: usize,
     /// Answers that were errors.
     pub(crate) errors: usize,
+    /// Refused because the server was stopping.
+    pub(crate) refused: usize,
     /// Connections that ended before the time.
     pub(crate) lost: usize,
     /// Most operations without an answer at once, on one connection.
@@ -103,6 +105,7 @@ struct FlightState {
     closed: Vec<Op>,
     in_flight_max: usize,
     errors: usize,
+    refused: usize,
     /// No more is sent (sender's end) or nothing can be (receiver's end).
     ended: bool,
     lost: bool,
@@ -167,8 +170,9 @@ fn collect(flights: Vec<Flight>, log: &mut Log) -> Done {
         let state = flight.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let unanswered = state.open.len();
         done.ops += state.closed.len() + unanswered;
-        done.acknowledged += state.closed.len() - state.errors;
+        done.acknowledged += state.closed.len() - state.errors - state.refused;
         done.errors += state.errors;
+        done.refused += state.refused;
         done.lost += usize::from(state.lost);
         done.in_flight_max = done.in_flight_max.max(state.in_flight_max);
         log.ops.extend(state.closed);
@@ -262,10 +266,10 @@ fn receive_all(shared: &Shared<'_>, flight: &Flight, mut connection: Connection)
         let (event, answered_us) = (shared.event(), wall_us());
         let known = flight.with(|state| {
             let Some(mut op) = state.open.remove(&reply.cookie) else { return false };
-            if reply.error == 0 {
-                (op.acknowledged, op.answered_us) = (event, answered_us);
-            } else {
-                state.errors += 1;
+            match reply.error {
+                0 => (op.acknowledged, op.answered_us) = (event, answered_us),
+                ERROR_SHUTTING_DOWN => state.refused += 1,
+                _ => state.errors += 1,
             }
             state.closed.push(op);
             true
