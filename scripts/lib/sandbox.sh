@@ -88,7 +88,7 @@ sandbox_begin() {
 # The one way out. Runs with further signals ignored, so that nothing is left half undone.
 sandbox_end() {
     local status=$? index log
-    trap '' INT TERM HUP
+    trap '' INT TERM HUP PIPE
     trap - EXIT
     set +e
     [[ -z $FOREGROUND_PID ]] || stop_session "$FOREGROUND_PID" "the running step" 10

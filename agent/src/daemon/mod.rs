@@ -112,14 +112,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         directory.unmount();
     }
     server.stop();
-    // All of them drain at the same time, however many there are.
-    for one in &running {
-        one.volume.capture().close();
-        one.shipper.begin_stop();
-    }
-    let deadline = clock.monotonic() + DRAIN_PATIENCE;
-    let drained =
-        running.into_iter().map(|one| drain(one, deadline, clock.as_ref())).collect::<Vec<_>>();
+    let drained = drain(running, clock.as_ref());
     // The rings are free when nobody has a disk any more: neither a client nor a copier.
     drop(exports);
     workers.shutdown();
@@ -221,19 +214,28 @@ struct Stopped {
     tail: Ticket,
 }
 
-/// Flushes the backing store and waits until the collector has everything.
-fn drain(one: Running, deadline: Duration, clock: &dyn Clock) -> Stopped {
-    let Running { volume, state, shipper, ring_path, .. } = one;
-    let flushed = flush(&volume);
-    if let Err(error) = &flushed {
-        tracing::error!(volume = volume.name(), "flush of the backing store: {error:#}");
-        // What was written since the last good flush is unknown; the ring tells the next start.
-        volume.capture().lose(GapReason::BackingError);
+/// Flushes the backing stores and waits until the collector has everything.
+fn drain(running: Vec<Running>, clock: &dyn Clock) -> Vec<Stopped> {
+    // All of them drain at the same time, however many there are.
+    for one in &running {
+        one.volume.capture().close();
+        one.shipper.begin_stop();
     }
-    let tail = volume.capture().ring().tail_ticket();
-    let drained = shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
-    let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
-    Stopped { volume, state, ring_path, is_clean, tail }
+    let deadline = clock.monotonic() + DRAIN_PATIENCE;
+    let drain_one = |one: Running| {
+        let Running { volume, state, shipper, ring_path, .. } = one;
+        let flushed = flush(&volume);
+        if let Err(error) = &flushed {
+            tracing::error!(volume = volume.name(), "flush of the backing store: {error:#}");
+            // What was written since the last good flush is unknown; the ring tells the next start.
+            volume.capture().lose(GapReason::BackingError);
+        }
+        let tail = volume.capture().ring().tail_ticket();
+        let drained = shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
+        let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
+        Stopped { volume, state, ring_path, is_clean, tail }
+    };
+    running.into_iter().map(drain_one).collect()
 }
 
 impl Stopped {

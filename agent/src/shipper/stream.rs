@@ -287,27 +287,27 @@ impl<'a> Session<'a> {
             self.gather(consumer);
             if !self.batch.is_empty() || self.tokens.is_due(consumer.cursor().0) {
                 self.send(consumer, writer)?;
-            } else if stop.when_drained() && self.all_acknowledged(consumer) {
+            } else if stop.when_drained() && self.is_all_acknowledged(consumer) {
                 let mut out = Vec::new();
                 frame::encode(FrameKind::Goodbye, &[], &mut out);
                 writer.write_all(&out).map_err(StreamError::Lost)?;
-                return Ok(if self.is_whole() { Drained::Yes } else { Drained::No });
+                return Ok(self.drained());
             } else {
                 consumer.wait(IDLE);
             }
         }
     }
 
-    fn all_acknowledged(&self, consumer: &Consumer) -> bool {
+    fn is_all_acknowledged(&self, consumer: &Consumer) -> bool {
         let all_sent = consumer.cursor() >= self.parts.capture.ring().tail_ticket();
         all_sent && self.window.is_empty()
     }
 
-    /// True when no change is missing from the stream. A copy that the stop of the volume has
-    /// ended in the middle is not waited for.
-    fn is_whole(&self) -> bool {
+    /// What an empty ring is worth at a stop: changes may be missing from it.
+    fn drained(&self) -> Drained {
         let capture = &self.parts.capture;
-        capture.is_on() && matches!(capture.phases().phase(), Phase::Whole { .. })
+        let whole = matches!(capture.phases().phase(), Phase::Whole { .. });
+        if whole && capture.is_on() { Drained::Yes } else { Drained::No }
     }
 
     fn take_events(
@@ -339,7 +339,8 @@ impl<'a> Session<'a> {
             }
             Event::Token(token) => {
                 // While changes are missing from the stream no state of it is the newest.
-                if self.is_whole() {
+                let whole = matches!(capture.phases().phase(), Phase::Whole { .. });
+                if whole && capture.is_on() {
                     self.tokens.arrived(token, capture.ring().tail_ticket().0);
                 }
             }
