@@ -28,6 +28,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::copy;
 use crate::random::{Random, SystemSource};
+use crate::ring::order::Ticket;
 use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
 use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
@@ -209,6 +210,8 @@ struct Stopped {
     state: Arc<KeptState>,
     ring_path: std::path::PathBuf,
     is_clean: bool,
+    /// Where its ring ended when the backing store was flushed.
+    tail: Ticket,
 }
 
 /// Flushes the backing stores and waits until the collector has everything.
@@ -227,9 +230,10 @@ fn drain(running: Vec<Running>, clock: &dyn Clock) -> Vec<Stopped> {
             // What was written since the last good flush is unknown; the ring tells the next start.
             volume.capture().lose(GapReason::BackingError);
         }
+        let tail = volume.capture().ring().tail_ticket();
         let drained = shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
         let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
-        Stopped { volume, state, ring_path, is_clean }
+        Stopped { volume, state, ring_path, is_clean, tail }
     };
     running.into_iter().map(drain_one).collect()
 }
@@ -238,7 +242,10 @@ impl Stopped {
     /// Notes a clean stop and removes the ring that it needs no more.
     fn settle(self) {
         let name = self.volume.name().to_owned();
-        if !self.is_clean {
+        let capture = self.volume.capture();
+        // A request that took too long for the stop of its frontend may have come behind the flush.
+        let is_late = capture.ring().tail_ticket() != self.tail || !capture.is_on();
+        if !self.is_clean || is_late {
             tracing::warn!(
                 volume = name,
                 "stopped before everything was acknowledged, or in a copy; the next start goes on \
