@@ -128,21 +128,25 @@ build_binaries() {
 }
 
 # stop_session PID WHAT SECONDS: SIGTERM to a process started with setsid and to its children, a
-# bounded wait, then SIGKILL and status 1.
+# bounded wait, then SIGKILL and status 1. It polls, here and below: in a trap that interrupted a
+# `wait`, bash 5.2 may take an ended child for a running one, and a second `wait` then never ends.
 stop_session() {
-    local pid=$1 what=$2 deadline=$((SECONDS + $3)) status=0
-    kill -TERM -- "-$pid" 2>/dev/null || true
-    while kill -0 -- "-$pid" 2>/dev/null; do
-        if ((SECONDS >= deadline)); then
-            echo "$what (process $pid) did not end within $3 s of SIGTERM; killed" >&2
-            kill -KILL -- "-$pid" 2>/dev/null || true
-            status=1
-            break
-        fi
+    kill -TERM -- "-$1" 2>/dev/null || true
+    gone_within "$3" "-$1" || {
+        echo "$2 (process $1) did not end within $3 s of SIGTERM; killed" >&2
+        kill -KILL -- "-$1" 2>/dev/null || true
+        gone_within 5 "-$1" || true
+        return 1
+    }
+}
+
+# gone_within SECONDS PID: false when the process, or the group -PID, is still there after that.
+gone_within() {
+    local deadline=$((SECONDS + $1))
+    while kill -0 -- "$2" 2>/dev/null; do
+        ((SECONDS < deadline)) || return 1
         sleep 0.05
     done
-    wait "$pid" 2>/dev/null || true
-    return "$status"
 }
 
 # daemon_start NAME CMD...: in a session of its own, so that a terminal's Ctrl-C does not reach it
@@ -170,7 +174,7 @@ daemon_kill() {
     [[ -n $pid ]] || fail "$1 does not run"
     DAEMON_PIDS[$1]=
     kill -KILL "$pid"
-    wait "$pid" 2>/dev/null || true
+    gone_within 10 "$pid" || fail "$1 (process $pid) is still there 10 s after SIGKILL"
 }
 
 daemon_alive() { kill -0 "${DAEMON_PIDS[$1]:-0}" 2>/dev/null; }
