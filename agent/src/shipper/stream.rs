@@ -23,6 +23,9 @@ use crate::state::StateError;
 const EVENTS_MAX: usize = 256;
 /// How long the thread sleeps when there is nothing to do: also how late it notices a stop.
 const IDLE: Duration = Duration::from_millis(50);
+/// Rest after a frame that was not full, so that a trickle of small writes goes out as a thousand
+/// frames a second at most: each one costs the collector a sync. It makes RPO worse by as much.
+const LINGER: Duration = Duration::from_millis(1);
 /// How often the collector is told how far a copy is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often the log says so.
@@ -94,8 +97,7 @@ pub(super) fn serve(
     thread::scope(|scope| {
         let ring = parts.capture.ring();
         scope.spawn(move || {
-            read_events(reader.as_mut(), &events);
-            ring.wake_consumer();
+            read_events(reader.as_mut(), &events, || ring.wake_consumer());
         });
         let ended = session.run(consumer, writer.as_mut(), &inbox, stop);
         // Ends the reader: it either waits in a read or for room in the inbox.
@@ -139,12 +141,15 @@ fn handshake(
     }
 }
 
-fn read_events(reader: &mut dyn io::Read, events: &Sender<Event>) {
+/// Hands over what the collector says; `wake` gets the session to look at it.
+fn read_events(reader: &mut dyn io::Read, events: &Sender<Event>, wake: impl Fn()) {
     let mut body = Vec::new();
     loop {
         let event = next_event(reader, &mut body).unwrap_or_else(Event::End);
         let is_end = matches!(event, Event::End(_));
-        if events.send(event).is_err() || is_end {
+        let is_over = events.send(event).is_err() || is_end;
+        wake();
+        if is_over {
             return;
         }
     }
@@ -287,6 +292,9 @@ impl<'a> Session<'a> {
             self.gather(consumer);
             if !self.batch.is_empty() || self.tokens.is_due(consumer.cursor().0) {
                 self.send(consumer, writer)?;
+                if !self.batch.is_full() {
+                    self.parts.clock.sleep(LINGER);
+                }
             } else if stop.when_drained() && self.is_all_acknowledged(consumer) {
                 let mut out = Vec::new();
                 frame::encode(FrameKind::Goodbye, &[], &mut out);
