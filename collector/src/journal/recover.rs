@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};
+use tidemark_wire::limits::VOLUME_BYTES_MAX;
 use tidemark_wire::{RecordKind, Seq};
 use zerocopy::IntoBytes;
 
@@ -174,6 +175,10 @@ impl<S: Storage> Recovery<'_, S> {
         }
         self.check_link(path, &header)?;
         let marks = read_marks(&file, path, &trailer)?;
+        if !marks_hold(&marks, &trailer) {
+            let detail = "their numbers or sizes are none that a volume has";
+            return Err(Damage::new(path, Part::Marks, trailer.marks_at.get(), detail).into());
+        }
         self.begin(&header);
         marks.iter().for_each(|mark| self.opened.apply_mark(mark));
         let span = OpenSpan::from_fields(trailer.span_begin.get(), trailer.span_resync);
@@ -416,6 +421,16 @@ impl<S: Storage> Opened<S> {
         self.spans.apply(mark);
         self.sizes.extend(size_after(mark));
     }
+}
+
+/// The marks rise within the segment, and no size is beyond what the index of a view can address.
+fn marks_hold(marks: &[MarkEntry], trailer: &SegmentTrailer) -> bool {
+    let (first, last) = (trailer.first_seq.get(), trailer.last_seq.get());
+    let within = |mark: &MarkEntry| {
+        let size_bytes = size_after(mark).map_or(0, |(_, size_bytes)| size_bytes);
+        (first..=last).contains(&mark.seq.get()) && size_bytes <= VOLUME_BYTES_MAX
+    };
+    marks.iter().all(within) && marks.is_sorted_by(|a, b| a.seq.get() < b.seq.get())
 }
 
 fn header_span(header: &SegmentHeader) -> Option<OpenSpan> {
