@@ -15,6 +15,7 @@ use tidemark_collector::ingest::observer::Observer;
 use tidemark_collector::ingest::port::SessionPort;
 use tidemark_collector::ingest::session::Batch;
 use tidemark_collector::ingest::volume::{Command, Opening, Volume, VolumeCore, volume_dir};
+use tidemark_collector::journal::format::HEADER_BYTES;
 use tidemark_collector::journal::{JournalConfig, Mark};
 use tidemark_collector::storage::{Fault, MemoryStorage, Storage};
 use tidemark_wire::body::Bookmark;
@@ -253,4 +254,33 @@ fn after_a_crash_at_any_call_nothing_acknowledged_is_missing_and_no_epoch_comes_
         assert!(welcome.durable >= acknowledged, "crash at call {calls}");
         assert!(welcome.epoch > epoch, "crash at call {calls}");
     }
+}
+
+#[test]
+fn a_mark_that_rots_in_a_sealed_segment_costs_the_mark_and_not_the_volume() {
+    let mut first = bench(MemoryStorage::default()).unwrap();
+    let (_, welcome) = first.open();
+    let (welcome, mut last) = (welcome.unwrap(), Seq(0));
+    for _ in 0..12 {
+        last = first.append(&welcome, last, None);
+        first.core.finish();
+    }
+    let held = first.volume.held().unwrap();
+    let sealed = held.reader.segments().into_iter().find(|segment| segment.sealed).unwrap();
+    let path = first.volume.journal_dir().join(&sealed.name);
+    let storage = MemoryStorage::clone(&first.storage);
+    // A byte of the body of the first record, which begins the copy.
+    let at = usize::try_from(HEADER_BYTES).unwrap() + 64 + 8 + 3;
+    storage.edit(&path, |bytes| bytes[at] ^= 1).unwrap();
+
+    let mut bench = bench(storage).unwrap();
+    let told = bench.events.0.lock().unwrap().clone();
+    assert!(
+        told.iter().any(|(severity, text)| {
+            *severity == Severity::Critical && text.contains(&sealed.name)
+        }),
+        "{told:?}"
+    );
+    assert_eq!(bench.open().1.unwrap().durable, last);
+    assert!(bench.volume.held().unwrap().reader.offerable(last).is_ok());
 }

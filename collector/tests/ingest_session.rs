@@ -250,3 +250,21 @@ fn garbage_costs_its_sender_the_connection_and_nobody_else_anything() {
     result.unwrap();
     daemon.stop();
 }
+
+#[test]
+fn a_volume_that_has_lost_its_manifest_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    agent.copy(&mut Model::new());
+    daemon.stop();
+    let volume = dir.path().join("data/volumes").join(hello(1).volume.to_string());
+    std::fs::remove_file(volume.join("manifest.json")).unwrap();
+
+    let daemon = Daemon::start(dir.path());
+    let mut agent = Agent::connect(&daemon.ingest);
+    agent.say_hello(&hello(1));
+    expect_refusal(&mut agent, RefuseReason::Unavailable, "manifest is missing");
+    assert!(!volume.join("manifest.json").exists(), "another identity is not made up");
+    daemon.stop();
+}

@@ -159,3 +159,48 @@ fn a_failed_call_latches_and_reopening_goes_on_after_the_last_good_sync() {
         check_state(&after, &journal, &sender);
     }
 }
+
+#[test]
+fn a_kill_after_a_failed_call_counts_only_what_is_on_stable_storage() {
+    let sender = Sender::new(17, 60);
+    let whole = MemoryStorage::default();
+    send(&mut open(&whole), &sender);
+    for call in 0..whole.calls() {
+        let storage = MemoryStorage::default();
+        storage.fail_after(call, Fault::Once);
+        let opened =
+            Journal::open_or_create(Arc::new(storage.clone()), Path::new(DIR), identity(), CONFIG);
+        let acknowledged = opened.map_or(Seq(0), |(mut journal, _)| send(&mut journal, &sender));
+
+        // The program was killed; the page cache is as the failed sync left it.
+        let journal = open(&storage);
+        let told = journal.reader().durable();
+        assert!(told >= acknowledged, "call {call}");
+        let after = storage.after_crash(call);
+        let journal = open(&after);
+        assert!(journal.reader().durable() >= told, "call {call}: {told} was only in memory");
+        check_state(&after, &journal, &sender);
+    }
+}
+
+#[test]
+fn a_crash_while_a_latched_journal_reopens_loses_nothing() {
+    let sender = Sender::new(19, 40);
+    let whole = MemoryStorage::default();
+    send(&mut open(&whole), &sender);
+    for call in 0..whole.calls() {
+        for later in 0..8 {
+            let storage = MemoryStorage::default();
+            let mut journal = open(&storage);
+            storage.fail_after(call, Fault::Once);
+            let acknowledged = send(&mut journal, &sender);
+            storage.fail_after(later, Fault::Crash);
+            let _ = journal.reopen();
+
+            let after = storage.after_crash(call * 13 + later);
+            let journal = open(&after);
+            assert!(journal.reader().durable() >= acknowledged, "calls {call} and {later}");
+            check_state(&after, &journal, &sender);
+        }
+    }
+}

@@ -391,7 +391,7 @@ fn random_damage_gives_errors_or_the_right_bytes() {
             told |= copy.read(&journal, made.seq.0).is_err();
             let _ = reader.floor(made.seq);
         }
-        told |= reader.marks().is_err();
+        told |= reader.marks().is_ok_and(|(_, damaged)| !damaged.is_empty());
         assert!(told, "round {round}");
     }
 }

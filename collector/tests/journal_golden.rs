@@ -139,7 +139,8 @@ fn golden_states_read_as_they_were() {
         }
     }
     assert!(offered > 12);
-    let marks = journal.reader().marks().unwrap();
+    let (marks, damaged) = journal.reader().marks().unwrap();
+    assert_eq!(damaged, []);
     assert_eq!(marks.len(), 10);
     assert_eq!(journal.reader().spans().len(), 2);
 }

@@ -380,7 +380,13 @@ impl<S: Storage> VolumeCore<S> {
                 )?;
                 self.report_opening(&report);
                 self.damage = report.damaged.first().map(ToString::to_string);
-                self.observer.history(self.manifest.volume, &journal.reader().marks()?);
+                let (marks, damaged) = journal.reader().marks()?;
+                // The volume goes on without them; what they said can't be shown any more.
+                for damage in damaged {
+                    let text = format!("a recovery point or a mark is lost: {damage}");
+                    self.report(Severity::Critical, text);
+                }
+                self.observer.history(self.manifest.volume, &marks);
                 let held = Held { reader: journal.reader(), seed: Arc::new(seed) };
                 *self.shared.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
                 self.journal = Some(journal);

@@ -146,7 +146,12 @@ impl<S: Storage> Volumes<S> {
         }
         let dir = volume_dir(&self.ground.data_dir, hello.volume);
         match Manifest::load(&self.ground.storage, &dir) {
-            Err(error) if error.kind == FailureKind::NotFound => {}
+            Err(error) if error.kind == FailureKind::NotFound => {
+                if self.has_journal(hello.volume) {
+                    let why = "its manifest is missing beside its journal; put back a copy of it";
+                    return Err(unavailable(format!("the volume is left alone: {why}")));
+                }
+            }
             Ok(_) => return Err(unavailable("the volume was left alone at start".into())),
             Err(error) => return Err(unavailable(error.to_string())),
         }

@@ -13,7 +13,7 @@ use super::recover::size_after;
 use super::segment::Segment;
 use super::span::Spans;
 use super::types::{Mark, SegmentInfo, Span};
-use crate::error::{Damage, JournalError, NotOffered};
+use crate::error::{Damage, JournalError, NotOffered, Part, ReadError};
 use crate::storage::{RealStorage, Storage};
 
 /// The segments of a journal, oldest first.
@@ -160,7 +160,7 @@ impl<S: Storage> JournalReader<S> {
         }
         let Some(span) = span else { return Ok(()) };
         // A record that can't be read here only costs the hint.
-        let before = self.floor(Seq(span.begin.0 - 1)).ok().flatten();
+        let before = self.floor(Seq(span.begin.0.saturating_sub(1))).ok().flatten();
         Err(NotOffered::InSpan { before: before.map(|(seq, _)| seq), after: span.end })
     }
 
@@ -200,27 +200,21 @@ impl<S: Storage> JournalReader<S> {
         (Arc::clone(&published.segments), published.durable)
     }
 
-    /// All marks, oldest first. Reads each of their records.
+    /// All marks that can be read, oldest first, and what is damaged of the others. Reads each of
+    /// their records.
     ///
     /// # Errors
-    /// `Io` or `Damaged`.
-    pub fn marks(&self) -> Result<Vec<Mark>, JournalError> {
+    /// `Io`.
+    pub fn marks(&self) -> Result<(Vec<Mark>, Vec<Damage>), JournalError> {
         let (segments, durable) = self.snapshot();
-        let mut marks = Vec::new();
+        let (mut marks, mut damaged) = (Vec::new(), Vec::new());
         for segment in segments.iter() {
-            for entry in segment.marks()? {
-                if entry.seq.get() > durable.0 {
-                    break;
-                }
-                let position = u64::from(entry.position.get());
-                let bytes = segment.read_record(position, entry.record_bytes.get())?;
-                let mark = Record::decode(&bytes)
-                    .and_then(|record| Mark::from_record(&record))
-                    .map_err(|error| segment.damage(position, &error))?;
-                marks.extend(mark);
+            let Some(entries) = whole(segment.marks(), &mut damaged)? else { continue };
+            for entry in entries.iter().take_while(|entry| entry.seq.get() <= durable.0) {
+                marks.extend(whole(read_mark(segment, entry), &mut damaged)?.flatten());
             }
         }
-        Ok(marks)
+        Ok((marks, damaged))
     }
 
     /// Keeps what the state at `seq` needs until the pin is dropped.
@@ -236,6 +230,36 @@ impl<S: Storage> JournalReader<S> {
     pub fn pinned(&self) -> Vec<(Seq, usize)> {
         self.pins().iter().map(|(seq, count)| (*seq, *count)).collect()
     }
+}
+
+/// Sets damage aside; only other errors stay errors.
+fn whole<T>(
+    read: Result<T, ReadError>,
+    damaged: &mut Vec<Damage>,
+) -> Result<Option<T>, JournalError> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(ReadError::Damaged(damage)) => {
+            damaged.push(damage);
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read_mark<S: Storage>(
+    segment: &Segment<S>,
+    entry: &MarkEntry,
+) -> Result<Option<Mark>, ReadError> {
+    let position = u64::from(entry.position.get());
+    let bytes = segment.read_record(position, entry.record_bytes.get())?;
+    let mark = Record::decode(&bytes).and_then(|record| Mark::from_record(&record));
+    let mark = mark.map_err(|error| segment.damage(position, &error))?;
+    if mark.as_ref().is_some_and(|mark| mark.seq.0 == entry.seq.get()) {
+        return Ok(mark);
+    }
+    let detail = format!("another record stands where the marks have {}", entry.seq);
+    Err(Damage::new(&segment.path(), Part::Record, position, detail).into())
 }
 
 /// Goes from record to record from `start` on and gives the last one for which `holds` does.

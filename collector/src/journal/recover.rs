@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};
+use tidemark_wire::limits::VOLUME_BYTES_MAX;
 use tidemark_wire::{RecordKind, Seq};
 use zerocopy::IntoBytes;
 
@@ -174,6 +175,10 @@ impl<S: Storage> Recovery<'_, S> {
         }
         self.check_link(path, &header)?;
         let marks = read_marks(&file, path, &trailer)?;
+        if !marks_hold(&marks, &trailer) {
+            let detail = "their numbers or sizes are none that a volume has";
+            return Err(Damage::new(path, Part::Marks, trailer.marks_at.get(), detail).into());
+        }
         self.begin(&header);
         marks.iter().for_each(|mark| self.opened.apply_mark(mark));
         let span = OpenSpan::from_fields(trailer.span_begin.get(), trailer.span_resync);
@@ -250,7 +255,7 @@ impl<S: Storage> Recovery<'_, S> {
             if let Some(trailer) = complete_trailer(&file, path, &header, &digest, end)?
                 && trailer.last_seq.get() == extremes.last_seq.0
             {
-                return self.finish_seal(&file, name, path);
+                return self.finish_seal(&file, name, path, len);
             }
             let damage = scan.damage(&error);
             let later = scan.find_later()?;
@@ -260,7 +265,8 @@ impl<S: Storage> Recovery<'_, S> {
         if extremes.records == 0 {
             return self.remove(path);
         }
-        // What the scan read may still be in the page cache only; it counts as durable from here.
+        // It counts as durable from here.
+        write_again(&file, path, end)?;
         file.datasync().map_err(JournalError::io("sync", path))?;
         self.storage.sync_dir(self.dir).map_err(JournalError::io("sync", self.dir))?;
         self.begin(&header);
@@ -273,7 +279,8 @@ impl<S: Storage> Recovery<'_, S> {
         let segment = Arc::new(segment);
         self.opened.segments.push(Arc::clone(&segment));
         let prev_chain = header.prev_chain;
-        self.opened.open = Some(OpenSegment { segment, file, digest, end, prev_chain });
+        self.opened.open =
+            Some(OpenSegment { segment, file, digest, end, prev_chain, finished: None });
         Ok(())
     }
 
@@ -316,7 +323,9 @@ impl<S: Storage> Recovery<'_, S> {
         file: &S::File,
         name: SegmentName,
         path: &Path,
+        len: u64,
     ) -> Result<(), JournalError> {
+        write_again(file, path, len)?;
         file.datasync().map_err(JournalError::io("sync", path))?;
         let sealed = SegmentName { sealed: true, ..name };
         let sealed_path = sealed.path(self.dir);
@@ -388,6 +397,21 @@ impl<S: Storage> Recovery<'_, S> {
 
 const COPY_BYTES: usize = 1024 * 1024;
 
+/// Writes what stands behind the header once more, so that the next sync covers it. A program
+/// that was killed after its sync had failed leaves bytes that only the page cache holds and
+/// counts as written; no later sync would say so.
+fn write_again<F: StorageFile>(file: &F, path: &Path, len: u64) -> Result<(), JournalError> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut done = HEADER_BYTES;
+    while done < len {
+        let step = usize::try_from(len - done).unwrap_or(COPY_BYTES).min(COPY_BYTES);
+        file.read_at(&mut buffer[..step], done).map_err(JournalError::io("read", path))?;
+        file.write_at(&buffer[..step], done).map_err(JournalError::io("write", path))?;
+        done += step as u64;
+    }
+    Ok(())
+}
+
 impl<S: Storage> Opened<S> {
     fn size_bytes(&self) -> u64 {
         self.sizes.last().map_or(0, |(_, size)| *size)
@@ -397,6 +421,16 @@ impl<S: Storage> Opened<S> {
         self.spans.apply(mark);
         self.sizes.extend(size_after(mark));
     }
+}
+
+/// The marks rise within the segment, and no size is beyond what the index of a view can address.
+fn marks_hold(marks: &[MarkEntry], trailer: &SegmentTrailer) -> bool {
+    let (first, last) = (trailer.first_seq.get(), trailer.last_seq.get());
+    let within = |mark: &MarkEntry| {
+        let size_bytes = size_after(mark).map_or(0, |(_, size_bytes)| size_bytes);
+        (first..=last).contains(&mark.seq.get()) && size_bytes <= VOLUME_BYTES_MAX
+    };
+    marks.iter().all(within) && marks.is_sorted_by(|a, b| a.seq.get() < b.seq.get())
 }
 
 fn header_span(header: &SegmentHeader) -> Option<OpenSpan> {

@@ -237,8 +237,17 @@ impl<S: Storage> Segment<S> {
         trailer: &SegmentTrailer,
     ) -> Result<MapOf<S>, ReadError> {
         let path = &state.path;
-        let map = self.file(state)?.map(tables_range(trailer));
-        let bytes = map.map_err(ReadError::io("map the index of", path))?;
+        let (file, range) = (self.file(state)?, tables_range(trailer));
+        // A sector that the disk can't deliver, or a file that was cut, is an error of this call;
+        // met first through the mapping it would kill the process.
+        touch(file.as_ref(), range).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                Damage::new(path, Part::File, range.start(), "the file ends within its index")
+                    .into()
+            }
+            _ => ReadError::io("read the index of", path)(error),
+        })?;
+        let bytes = file.map(range).map_err(ReadError::io("map the index of", path))?;
         check_tables(path, trailer, &bytes)?;
         Ok(bytes)
     }
@@ -333,6 +342,20 @@ fn tables_range(trailer: &SegmentTrailer) -> ByteRange {
     let [_, _, _, end] = trailer.expected_places().expect("read_trailer() computed them before");
     ByteRange::between(trailer.records_end.get(), end).expect("tables follow the records")
 }
+
+/// Reads a range for nothing but the error that reading it may be.
+fn touch<F: StorageFile>(file: &F, range: ByteRange) -> io::Result<()> {
+    let mut buffer = [0; TOUCH_BYTES];
+    let mut at = range.start();
+    while at < range.end() {
+        let step = usize::try_from(range.end() - at).unwrap_or(TOUCH_BYTES).min(TOUCH_BYTES);
+        file.read_at(&mut buffer[..step], at)?;
+        at += step as u64;
+    }
+    Ok(())
+}
+
+const TOUCH_BYTES: usize = 64 * 1024;
 
 /// Checks both sums over the tables; `bytes` lie between the records and the trailer.
 pub(crate) fn check_tables(

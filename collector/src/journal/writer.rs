@@ -19,7 +19,7 @@ use tidemark_wire::{Epoch, Record, RecordKind, Seq, WallMicros};
 use zerocopy::IntoBytes;
 
 use super::files::Files;
-use super::format::{HEADER_BYTES, SegmentHeader};
+use super::format::{HEADER_BYTES, SegmentHeader, SegmentTrailer};
 use super::index::{MemoryIndex, mark_entry};
 use super::reader::{JournalReader, Published};
 use super::recover::{self, SegmentName};
@@ -45,6 +45,9 @@ pub(crate) struct OpenSegment<S: Storage> {
     /// Where the durable records end.
     pub(crate) end: u64,
     pub(crate) prev_chain: [u8; 32],
+    /// Once tables and trailer are durable: from here on only the name is missing, and the file
+    /// may have it already, so it must not be cut any more.
+    pub(crate) finished: Option<Box<SegmentTrailer>>,
 }
 
 /// SHA-256 of a segment's place in the chain: what came before, and the segment's own digest.
@@ -57,6 +60,33 @@ pub(crate) fn chain_digest(prev_chain: &[u8; 32], digest: &[u8; 32]) -> [u8; 32]
 
 fn finish(context: Context) -> [u8; 32] {
     context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+/// Makes tables and trailer of a segment durable behind its records.
+fn write_tables<S: Storage>(
+    open: &OpenSegment<S>,
+    reader: &JournalReader<S>,
+) -> Result<Box<SegmentTrailer>, JournalError> {
+    let path = open.segment.path();
+    let (tables, mut trailer) = {
+        let published = reader.published();
+        let encode = |index: &MemoryIndex| index.encode(open.end, &published.spans);
+        let (tables, mut trailer) =
+            open.segment.with_memory(encode).expect("the open segment is not sealed");
+        trailer.size_bytes = published.size_bytes().into();
+        (tables, trailer)
+    };
+    let mut digest = open.digest.clone();
+    digest.update(&tables);
+    trailer.digest = finish(digest);
+    trailer.chain = chain_digest(&open.prev_chain, &trailer.digest);
+    trailer.trailer_sum = trailer.compute_sum();
+
+    let mut bytes = tables;
+    bytes.extend_from_slice(trailer.as_bytes());
+    open.file.write_at(&bytes, open.end).map_err(JournalError::io("write", &path))?;
+    open.file.datasync().map_err(JournalError::io("sync", &path))?;
+    Ok(Box::new(trailer))
 }
 
 /// Whether the writer takes records.
@@ -266,7 +296,8 @@ impl<S: Storage> Journal<S> {
         let (file, index) = (Arc::new(file), MemoryIndex::default());
         let segment = Segment::new_open(&self.files, Arc::clone(&file), path, first_seq, index);
         let (segment, prev_chain) = (Arc::new(segment), self.chain);
-        Ok(OpenSegment { segment, file, digest, end: HEADER_BYTES, prev_chain })
+        let end = HEADER_BYTES;
+        Ok(OpenSegment { segment, file, digest, end, prev_chain, finished: None })
     }
 
     /// Shows the records that were just synced to readers.
@@ -315,28 +346,12 @@ impl<S: Storage> Journal<S> {
     /// Seals the open segment: tables and trailer, sync, rename, sync of the directory. A crash
     /// between any two of them leaves a file that opening brings into order.
     fn seal(&mut self) -> Result<(), JournalError> {
-        let Some(open) = &self.open else { return Ok(()) };
+        let Some(open) = &mut self.open else { return Ok(()) };
         let path = open.segment.path();
         let first_seq = open.segment.first_seq();
-        let (tables, mut trailer) = {
-            let published = self.reader.published();
-            let encode = |index: &MemoryIndex| index.encode(open.end, &published.spans);
-            let (tables, mut trailer) =
-                open.segment.with_memory(encode).expect("the open segment is not sealed");
-            trailer.size_bytes = published.size_bytes().into();
-            (tables, trailer)
-        };
-        let mut digest = open.digest.clone();
-        digest.update(&tables);
-        trailer.digest = finish(digest);
-        trailer.chain = chain_digest(&open.prev_chain, &trailer.digest);
-        trailer.trailer_sum = trailer.compute_sum();
-
-        let file = &open.file;
-        let mut bytes = tables;
-        bytes.extend_from_slice(trailer.as_bytes());
-        file.write_at(&bytes, open.end).map_err(JournalError::io("write", &path))?;
-        file.datasync().map_err(JournalError::io("sync", &path))?;
+        if open.finished.is_none() {
+            open.finished = Some(write_tables(open, &self.reader)?);
+        }
         let sealed_path = SegmentName { first_seq, sealed: true }.path(&self.dir);
         match self.storage.rename(&path, &sealed_path) {
             // An earlier try may have renamed it and failed behind that.
@@ -348,9 +363,10 @@ impl<S: Storage> Journal<S> {
             renamed => renamed.map_err(JournalError::io("rename", &path))?,
         }
         self.storage.sync_dir(&self.dir).map_err(JournalError::io("sync", &self.dir))?;
-        self.chain = trailer.chain;
-        open.segment.become_sealed(sealed_path, Box::new(trailer));
-        self.open = None;
+        if let Some(OpenSegment { segment, finished: Some(trailer), .. }) = self.open.take() {
+            self.chain = trailer.chain;
+            segment.become_sealed(sealed_path, trailer);
+        }
         Ok(())
     }
 
@@ -369,7 +385,7 @@ impl<S: Storage> Journal<S> {
             self.open = None;
         }
         self.remove_unborn()?;
-        if let Some(open) = &self.open {
+        if let Some(open) = self.open.as_ref().filter(|open| open.finished.is_none()) {
             let path = open.segment.path();
             open.file.set_len(open.end).map_err(JournalError::io("cut", &path))?;
         }

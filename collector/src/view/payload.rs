@@ -25,8 +25,9 @@ const ONE_READ_BYTES_MAX: u32 = 16 * 1024;
 type Expanded = Arc<Vec<u8>>;
 
 pub(crate) struct Payloads {
-    /// By number of the segment and position of the record.
-    expanded: Mutex<Cache<(u32, u32), Expanded>>,
+    /// By all that the index says of the record: a forged one that names the same bytes as another
+    /// record is not found here, and so is checked.
+    expanded: Mutex<Cache<Place, Expanded>>,
 }
 
 impl Default for Payloads {
@@ -46,9 +47,8 @@ impl Payloads {
         part: ByteRange,
         out: &mut [u8],
     ) -> Result<(), ReadError> {
-        let key = (place.segment, place.position);
         let within = within(place, part);
-        if let Some(payload) = self.cache().get(&key) {
+        if let Some(payload) = self.cache().get(place) {
             out.copy_from_slice(&payload[within]);
             return Ok(());
         }
@@ -74,14 +74,14 @@ impl Payloads {
                 let payload =
                     Arc::new(expand(&bytes).map_err(|error| segment.damage(position, &error))?);
                 out.copy_from_slice(&payload[within]);
-                self.cache().insert(key, payload);
+                self.cache().insert(*place, payload);
                 Ok(())
             }
             Err(error) => Err(segment.damage(position, &error).into()),
         }
     }
 
-    fn cache(&self) -> std::sync::MutexGuard<'_, Cache<(u32, u32), Expanded>> {
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache<Place, Expanded>> {
         self.expanded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

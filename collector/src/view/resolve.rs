@@ -12,7 +12,7 @@ use crate::journal::format::{CELL_BYTES, IndexEntry};
 use crate::storage::Storage;
 
 /// A record within the segments of a view.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Place {
     pub(crate) seq: Seq,
     /// Number of the segment in the view's list.
