@@ -16,6 +16,7 @@ use tidemark_wire::record::RecordSpec;
 use tidemark_wire::{RecordKind, Seq};
 
 use crate::ring::Ring;
+use crate::ring::order::Ticket;
 use phase::{CopyCause, Phases};
 
 /// How far a copy of the volume is, in bytes.
@@ -104,9 +105,10 @@ impl Capture {
         }
     }
 
-    /// The collector can't go on from what it holds: a copy is made.
-    pub fn want_copy(&self, cause: CopyCause) {
-        self.phases.want_copy(cause);
+    /// The collector can't go on from what it holds: a copy is made. Gives the ticket at or behind
+    /// which its first record will be, and that of no copy before it.
+    pub fn want_copy(&self, cause: CopyCause) -> Ticket {
+        self.phases.want_copy(cause, || self.ring.tail_ticket())
     }
 
     /// Ends what runs for the volume by itself: copies, and who waits for room.

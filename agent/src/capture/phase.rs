@@ -111,11 +111,14 @@ impl Phases {
     }
 
     /// The collector can't go on from what it holds: a copy is wanted for `cause`, whatever was
-    /// wanted or running before.
-    pub fn want_copy(&self, cause: CopyCause) {
+    /// wanted or running before. Gives what `place` finds before anybody can begin it, and when
+    /// nobody can end one that ran.
+    pub fn want_copy<T>(&self, cause: CopyCause, place: impl FnOnce() -> T) -> T {
         let mut state = self.state();
+        let found = place();
         state.phase = Phase::Wanted(cause);
         self.next_round(state);
+        found
     }
 
     fn next_round(&self, mut state: MutexGuard<'_, State>) {
@@ -203,11 +206,11 @@ mod tests {
     #[test]
     fn a_first_copy_that_has_not_begun_stays_one_unless_the_collector_says_otherwise() {
         let capture = Phases::default();
-        capture.want_copy(CopyCause::Initial);
+        capture.want_copy(CopyCause::Initial, || ());
         assert!(!capture.begin(CopyRound(1), || None));
         assert!(!capture.lose(GapReason::RingFull, || ()));
         assert_eq!(capture.phase(), Phase::Wanted(CopyCause::Initial));
-        capture.want_copy(CopyCause::Gap(GapReason::CollectorBehind));
+        capture.want_copy(CopyCause::Gap(GapReason::CollectorBehind), || ());
         let behind = CopyCause::Gap(GapReason::CollectorBehind);
         assert_eq!(capture.phase(), Phase::Wanted(behind));
     }

@@ -228,14 +228,13 @@ impl<'a> Session<'a> {
         let mut drop_until = None;
         match verdict {
             Verdict::Resume => {}
-            Verdict::ResumeAndCopy(cause) => capture.want_copy(cause),
+            Verdict::ResumeAndCopy(cause) => {
+                capture.want_copy(cause);
+            }
             Verdict::CopyAnew(cause) => {
                 // Numbers that the collector holds are never given out again.
                 capture.ring().raise_seq(welcome.durable);
-                // Before the wish: the copy may begin at once, and its first record is the one
-                // that the stream goes on with.
-                drop_until = Some(capture.ring().tail_ticket());
-                capture.want_copy(cause);
+                drop_until = Some(capture.want_copy(cause));
             }
         }
         consumer.rewind_to(if drop_until.is_some() { Seq(0) } else { welcome.durable });
