@@ -69,8 +69,22 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tidemark-agent: {error:#}");
+            eprintln!("tidemark-agent: {}", whole_message(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error with its causes, without those whose text an error above already holds.
+fn whole_message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.contains(&cause) {
+            message.push_str(": ");
+            message.push_str(&cause);
+        }
+    }
+    message
 }
