@@ -1,18 +1,19 @@
 //! Restores a state of a volume to a raw sparse file.
 //!
 //! What enters: a view and the path of the file. What leaves: the file, whole and synced, under
-//! its name; until then it is `NAME.partial`. Ranges that read as zeroes stay holes. A crash
+//! its name; until then it is `NAME.partial`, which is locked, so that two restores to one file
+//! under two paths do not write into each other. Ranges that read as zeroes stay holes. A crash
 //! leaves the partial file, which the next restore to the same path replaces; the name itself is
 //! only ever a whole disk.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, RenameFlags, renameat2};
 use tidemark_block::ByteRange;
 
 use crate::error::{Failure, Result};
@@ -25,6 +26,8 @@ const STEP_BYTES: usize = 1 << 20;
 const EXTENTS_MAX: usize = 256;
 /// Unit in which zeroes inside data are left out.
 const HOLE_BYTES: usize = 64 << 10;
+/// Ends the name of a file that is not whole yet.
+const PARTIAL: &str = "partial";
 /// Unit of checksums.
 const CHECK_BYTES: u64 = 4096;
 
@@ -77,6 +80,10 @@ pub fn check_target(target: &Path, overwrite: bool) -> Result<()> {
     if !target.is_absolute() || target.file_name().is_none() {
         return Err(Failure::invalid(format!("{shown} is not the absolute path of a file")));
     }
+    if target.extension().is_some_and(|extension| extension == PARTIAL) {
+        let message = format!("{shown} ends in .{PARTIAL}, as unfinished restores do");
+        return Err(Failure::invalid(message).with_hint("choose another name"));
+    }
     let parent = parent_of(target);
     let above =
         fs::metadata(parent).map_err(|source| Failure::io("restore into", parent, source))?;
@@ -94,6 +101,22 @@ pub fn check_target(target: &Path, overwrite: bool) -> Result<()> {
     }
 }
 
+/// Refuses a target below the directory in which the collector keeps everything: a restore
+/// there could replace a seed, a segment or the catalog.
+///
+/// # Errors
+/// `Invalid`.
+pub fn check_outside(target: &Path, data_dir: &Path) -> Result<()> {
+    let real =
+        |path: &Path| fs::canonicalize(path).map_err(|source| Failure::io("look at", path, source));
+    if real(parent_of(target))?.starts_with(real(data_dir)?) {
+        let (target, data_dir) = (target.display(), data_dir.display());
+        let message = format!("{target} lies in the collector's own directory {data_dir}");
+        return Err(Failure::invalid(message).with_hint("restore to a path outside of it"));
+    }
+    Ok(())
+}
+
 /// Writes the state to `target`.
 ///
 /// # Errors
@@ -107,15 +130,16 @@ pub fn restore<S: Storage>(
 ) -> Result<Restored> {
     check_target(target, overwrite)?;
     let partial = partial_of(target);
-    let removed = remove_if_there(&partial);
-    removed.map_err(|source| Failure::io("remove", &partial, source))?;
-    let restored = fill(view, &partial, progress).and_then(|restored| {
+    remove_stale(&partial)?;
+    let file = create(&partial)?;
+    let restored = fill(view, &file, &partial, progress).and_then(|restored| {
         if restored != Restored::Cancelled {
-            publish(&partial, target, overwrite)?;
+            publish(&file, &partial, target, overwrite)?;
         }
         Ok(restored)
     });
     if !matches!(restored, Ok(Restored::Done { .. }))
+        && is_at(&file, &partial)
         && let Err(error) = remove_if_there(&partial)
     {
         tracing::warn!(path = %partial.display(), %error, "a partial restore is left behind");
@@ -123,18 +147,50 @@ pub fn restore<S: Storage>(
     restored
 }
 
-fn fill<S: Storage>(view: &View<S>, partial: &Path, progress: &Progress) -> Result<Restored> {
-    let failed = |doing: &'static str| move |source| Failure::io(doing, partial, source);
+/// Removes what a restore that has ended left. A file that is locked belongs to one that runs.
+fn remove_stale(partial: &Path) -> Result<()> {
+    let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+    // What can't be opened for reading is no file of a restore; removing it says why.
+    let left = OpenOptions::new().read(true).custom_flags(flags).open(partial).ok();
+    let _held = match left.map(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock)) {
+        Some(Err((_, nix::errno::Errno::EWOULDBLOCK))) => return Err(busy(partial)),
+        lock => lock,
+    };
+    remove_if_there(partial).map_err(|source| Failure::io("remove", partial, source))
+}
+
+/// Makes the partial file, locked.
+fn create(partial: &Path) -> Result<Flock<File>> {
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(partial)
-        .map_err(failed("create"))?;
+        .map_err(|source| Failure::io("create", partial, source))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| busy(partial))
+}
+
+fn busy(partial: &Path) -> Failure {
+    Failure::conflict(format!("{} is being written by another restore", partial.display()))
+        .with_hint("wait until that one has ended, or choose another path")
+}
+
+/// Whether a path leads to this very file.
+fn is_at(file: &File, path: &Path) -> bool {
+    let (here, there) = (file.metadata(), fs::symlink_metadata(path));
+    matches!((here, there), (Ok(a), Ok(b)) if (a.dev(), a.ino()) == (b.dev(), b.ino()))
+}
+
+fn fill<S: Storage>(
+    view: &View<S>,
+    file: &File,
+    partial: &Path,
+    progress: &Progress,
+) -> Result<Restored> {
+    let failed = |doing: &'static str| move |source| Failure::io(doing, partial, source);
     let size_bytes = view.size_bytes();
     file.set_len(size_bytes).map_err(failed("size"))?;
-    let mut copy =
-        Copy { view, file: &file, partial, buffer: vec![0; STEP_BYTES], written: 0, read: 0 };
+    let mut copy = Copy { view, file, partial, buffer: vec![0; STEP_BYTES], written: 0, read: 0 };
     let (mut at, mut extents) = (0, Vec::new());
     while at < size_bytes {
         extents.clear();
@@ -191,7 +247,10 @@ impl<S: Storage> Copy<'_, S> {
 }
 
 /// Gives the whole file its name, durably, and replaces nothing that nobody wanted replaced.
-fn publish(partial: &Path, target: &Path, overwrite: bool) -> Result<()> {
+fn publish(file: &File, partial: &Path, target: &Path, overwrite: bool) -> Result<()> {
+    if !is_at(file, partial) {
+        return Err(busy(partial));
+    }
     let flags = if overwrite { RenameFlags::empty() } else { RenameFlags::RENAME_NOREPLACE };
     renameat2(AT_FDCWD, partial, AT_FDCWD, target, flags).map_err(|errno| match errno {
         nix::errno::Errno::EEXIST => exists(target),
@@ -213,7 +272,8 @@ fn parent_of(target: &Path) -> &Path {
 
 fn partial_of(target: &Path) -> PathBuf {
     let mut name = target.file_name().map_or_else(OsString::new, OsString::from);
-    name.push(".partial");
+    name.push(".");
+    name.push(PARTIAL);
     target.with_file_name(name)
 }
 

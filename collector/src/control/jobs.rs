@@ -11,7 +11,7 @@ use super::{api, convert};
 use crate::catalog::{JobOutcome, JobRow, JobStatus};
 use crate::error::{Failure, Result, Severity};
 use crate::ingest::observer::Observer;
-use crate::restore::{Progress, Restored, check_target, restore};
+use crate::restore::{Progress, Restored, check_outside, check_target, restore};
 use crate::storage::Storage;
 
 /// Jobs that may run at a time.
@@ -109,7 +109,12 @@ impl RunningJobs {
 impl<S: Storage> Desk<S> {
     pub(super) async fn create_restore(self: &Arc<Self>, new: api::NewRestore) -> Result<api::Job> {
         let (target, overwrite) = (new.target.clone(), new.overwrite);
-        blocking(move || check_target(&target, overwrite)).await?;
+        let data_dir = self.sources.config.data_dir.clone();
+        blocking(move || {
+            check_target(&target, overwrite)?;
+            check_outside(&target, &data_dir)
+        })
+        .await?;
         let (volume, state) = self.find_state(&new.volume, &new.at).await?;
         let view = self.open_view(&volume, &state).await?;
         self.jobs.admit(&new.target)?;
