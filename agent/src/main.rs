@@ -69,8 +69,17 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tidemark-agent: {error:#}");
+            eprintln!("tidemark-agent: {}", explain(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, each said once: many texts already hold that of their cause.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |said, cause| match cause.to_string() {
+        text if said.contains(&text) => said,
+        text if said.is_empty() => text,
+        text => format!("{said}: {text}"),
+    })
 }
