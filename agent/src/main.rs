@@ -69,22 +69,17 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tidemark-agent: {}", whole_message(&error));
+            eprintln!("tidemark-agent: {}", explain(&error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// The error with its causes, without those whose text an error above already holds.
-fn whole_message(error: &anyhow::Error) -> String {
-    let mut message = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if message.is_empty() {
-            message = cause;
-        } else if !message.contains(&cause) {
-            message.push_str(": ");
-            message.push_str(&cause);
-        }
-    }
-    message
+/// The error and its causes, each said once: many texts already hold that of their cause.
+fn explain(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |said, cause| match cause.to_string() {
+        text if said.contains(&text) => said,
+        text if said.is_empty() => text,
+        text => format!("{said}: {text}"),
+    })
 }

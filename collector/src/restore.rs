@@ -13,6 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag, RenameFlags, renameat2};
 use tidemark_block::ByteRange;
 
@@ -96,7 +97,7 @@ pub fn check_target(target: &Path, overwrite: bool) -> Result<()> {
         Ok(found) if !found.is_file() => {
             Err(Failure::conflict(format!("{shown} exists and is not a plain file")))
         }
-        Ok(_) if overwrite => Ok(()),
+        Ok(_) if overwrite => check_unused(target),
         Ok(_) => Err(exists(target)),
     }
 }
@@ -115,6 +116,21 @@ pub fn check_outside(target: &Path, data_dir: &Path) -> Result<()> {
         return Err(Failure::invalid(message).with_hint("restore to a path outside of it"));
     }
     Ok(())
+}
+
+/// Refuses a file that a program has locked: an agent serves its disk from there, and would go on
+/// writing to the file that is no longer at this path.
+fn check_unused(target: &Path) -> Result<()> {
+    let file = File::open(target).map_err(|source| Failure::io("open", target, source))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(_unlocked_at_once) => Ok(()),
+        Err((_, Errno::EWOULDBLOCK)) => Err(Failure::conflict(format!(
+            "{} is in use by another program, such as the agent that serves it",
+            target.display()
+        ))
+        .with_hint("stop that program first, or choose another path")),
+        Err((_, errno)) => Err(Failure::io("lock", target, errno.into())),
+    }
 }
 
 /// Writes the state to `target`.
@@ -263,7 +279,7 @@ fn publish(file: &File, partial: &Path, target: &Path, overwrite: bool) -> Resul
 
 fn exists(target: &Path) -> Failure {
     Failure::conflict(format!("{} exists", target.display()))
-        .with_hint("choose another path, or say that it may be overwritten")
+        .with_hint("choose another path, or allow that it is replaced (--overwrite)")
 }
 
 fn parent_of(target: &Path) -> &Path {

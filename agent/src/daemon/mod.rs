@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
-use tidemark_block::engine::socket::Listener;
+use tidemark_block::engine::socket::{Address, Listener};
 use tidemark_block::engine::{Executor, ExecutorConfig, Workers};
 use tidemark_block::fuse::{Directory, FuseConfig};
 use tidemark_block::nbd::{Server, ServerConfig};
@@ -88,10 +88,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         };
         exports.add(export).context("serve the volumes")?;
     }
-    let listeners = config.nbd.listen.iter().map(|address| {
-        Listener::bind(address).with_context(|| format!("NBD server: listen on {address}"))
-    });
-    let listeners = listeners.collect::<Result<Vec<_>, _>>()?;
+    let listeners = config.nbd.listen.iter().map(listen).collect::<Result<Vec<_>, _>>()?;
     let workers_handle = workers.handle();
     let server =
         Server::start(Arc::clone(&exports), listeners, &workers_handle, ServerConfig::default());
@@ -104,7 +101,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         )?),
         None => None,
     };
-    tracing::info!("ready: {} volumes served", running.len());
+    tracing::info!("ready: {} volume(s) served", running.len());
     notify::ready();
     wait_for_stop(&signals, &mut running)?;
     notify::stopping();
@@ -119,6 +116,16 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     drained.into_iter().for_each(Stopped::settle);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Listens for NBD clients; the directory of a unix socket is made when it is missing.
+fn listen(address: &Address) -> anyhow::Result<Listener> {
+    if let Address::Unix(path) = address
+        && let Some(dir) = path.parent()
+    {
+        create_dir(dir)?;
+    }
+    Listener::bind(address).context("NBD server: can't listen")
 }
 
 fn start(
@@ -285,5 +292,5 @@ fn create_dir(path: &Path) -> anyhow::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .with_context(|| format!("create the directory {}", path.display()))
+        .with_context(|| format!("can't make the directory {}", path.display()))
 }

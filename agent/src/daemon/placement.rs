@@ -17,6 +17,19 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
         Address::Unix(path) => Some(("[nbd] listen", path.clone())),
         Address::Tcp(_) => None,
     }));
+    for volume in &config.volumes {
+        if let Some(fuse) = &config.fuse
+            && volume.backing.starts_with(&fuse.mount)
+        {
+            bail!(
+                "volume {:?}: its backing {} lies in the FUSE directory {}, whose mount would \
+                 hide it; place one of them elsewhere",
+                volume.name,
+                volume.backing.display(),
+                fuse.mount.display()
+            );
+        }
+    }
     for (key, path) in &own {
         if let Some(fuse) = &config.fuse
             && path.starts_with(&fuse.mount)

@@ -83,11 +83,15 @@ impl Catalog {
         // One connection: everything here is short, and writers never wait for each other.
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await;
         let damaged = |error: sqlx::Error| {
+            // 13 is SQLITE_FULL.
+            let is_full = error.as_database_error().and_then(|e| e.code()).as_deref() == Some("13");
             Failure::internal(format!("can't open the catalog {}: {error}", path.display()))
-                .with_hint(
+                .with_hint(if is_full {
+                    "make room on that file system"
+                } else {
                     "move it away and start again: volumes and points are read back from the \
-                     journals, jobs and events are lost",
-                )
+                     journals, jobs and events are lost"
+                })
                 .because(error)
         };
         let catalog = Self { pool: pool.map_err(damaged)?, path: path.to_owned() };

@@ -38,6 +38,9 @@ impl Listener {
                 io::ErrorKind::AddrInUse => {
                     failure.with_hint("another program listens there; stop it or choose another")
                 }
+                io::ErrorKind::AlreadyExists => failure.with_hint(
+                    "a file that is not a socket is there; remove it or choose another path",
+                ),
                 io::ErrorKind::NotFound => failure.with_hint("make the directory first"),
                 _ => failure,
             }
