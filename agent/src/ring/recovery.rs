@@ -25,7 +25,7 @@ pub struct Recovery {
     pub in_flight: Vec<ByteRange>,
     /// Committed records in the ring.
     pub kept: u64,
-    /// Largest sequence number that is or was in the ring; zero when there was none.
+    /// Largest number of a record that is in the ring or was released; zero when there is none.
     pub last_seq: Seq,
     /// The agent had stopped capturing writes: the ring is not all that happened.
     pub capture_was_off: bool,
