@@ -75,6 +75,15 @@ impl DeviceError {
             _ => Self::Io { range, source },
         }
     }
+
+    /// The error of a zeroing of `range` that a store failed or could not do fast.
+    #[must_use]
+    pub fn zeroing(range: ByteRange, source: std::io::Error) -> Self {
+        match source.kind() {
+            std::io::ErrorKind::Unsupported => Self::Unsupported("fast zeroing"),
+            _ => Self::io(range, source),
+        }
+    }
 }
 
 /// When a write counts as done.
@@ -191,6 +200,17 @@ pub fn check_range(geometry: &Geometry, range: ByteRange) -> Result<(), DeviceEr
     } else {
         Err(DeviceError::OutOfRange { range, size_bytes: geometry.size_bytes })
     }
+}
+
+/// Checks a change of `range` against the disk.
+///
+/// # Errors
+/// [`DeviceError::ReadOnly`] or [`DeviceError::OutOfRange`].
+pub fn check_write(geometry: &Geometry, range: ByteRange) -> Result<(), DeviceError> {
+    if geometry.read_only {
+        return Err(DeviceError::ReadOnly);
+    }
+    check_range(geometry, range)
 }
 
 /// Checks a read of `len` bytes at `start` against the disk, and gives its range.

@@ -7,12 +7,10 @@
 //! It protects nothing; it is the reference that a protected disk is measured against, and the
 //! disk of tests.
 
-use std::io;
-
 use crate::chunk::Chunk;
 use crate::device::{
     Device, DeviceError, Durability, Geometry, PAYLOAD_BYTES_MAX, Payload, StatusExtent,
-    ZeroOptions, check_range, check_read,
+    ZeroOptions, check_range, check_read, check_write,
 };
 use crate::engine::BufferPool;
 use crate::range::ByteRange;
@@ -24,8 +22,6 @@ const SMALL_BUFFERS: usize = 512;
 const SMALL_BYTES: usize = 8192;
 /// Buffers for everything larger.
 const LARGE_BUFFERS: usize = 64;
-/// Unit in which the page cache and every device are fast.
-const PREFERRED_BYTES: u32 = 4096;
 
 /// A [`Device`] on a [`Store`]. Its memory is allocated once: 4 MiB in small, 16 MiB in large
 /// buffers, and that of [`Units`]. Requests wait for each other when all are in use.
@@ -66,14 +62,6 @@ impl<S: Store> FileDevice<S> {
         self.units.store()
     }
 
-    fn check_write(&self, range: ByteRange) -> Result<(), DeviceError> {
-        let geometry = self.geometry();
-        if geometry.read_only {
-            return Err(DeviceError::ReadOnly);
-        }
-        check_range(&geometry, range)
-    }
-
     async fn settle(&self, range: ByteRange, durability: Durability) -> Result<(), DeviceError> {
         match durability {
             Durability::Cached => Ok(()),
@@ -88,18 +76,11 @@ impl<S: Store> Device for FileDevice<S> {
     type Payload = FilePayload;
 
     fn geometry(&self) -> Geometry {
-        let store = self.store().geometry();
-        Geometry {
-            size_bytes: store.size_bytes,
-            block_bytes_min: 1,
-            block_bytes_preferred: PREFERRED_BYTES,
-            read_only: store.read_only,
-            fast_zero: store.discard,
-        }
+        self.store().geometry().as_device()
     }
 
     async fn reserve(&self, range: ByteRange) -> Result<FilePayload, DeviceError> {
-        self.check_write(range)?;
+        check_write(&self.geometry(), range)?;
         let len = usize::try_from(range.len()).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX);
         let pool = if len <= SMALL_BYTES { &self.small } else { &self.large };
         let mut chunk = pool.take().await;
@@ -129,7 +110,7 @@ impl<S: Store> Device for FileDevice<S> {
     }
 
     async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), DeviceError> {
-        self.check_write(range)?;
+        check_write(&self.geometry(), range)?;
         {
             let _held = self.locks.lock(range).await;
             // A trim is a wish; one that can't be granted leaves the bytes as they were.
@@ -143,14 +124,11 @@ impl<S: Store> Device for FileDevice<S> {
         range: ByteRange,
         options: ZeroOptions,
     ) -> Result<(), DeviceError> {
-        self.check_write(range)?;
+        check_write(&self.geometry(), range)?;
         if !range.is_empty() {
             let _held = self.locks.lock(range.align_outward(self.units.unit_bytes())).await;
             let zeroed = self.units.zero(range, options.no_hole, options.fast).await;
-            zeroed.map_err(|error| match error.kind() {
-                io::ErrorKind::Unsupported => DeviceError::Unsupported("fast zeroing"),
-                _ => DeviceError::io(range, error),
-            })?;
+            zeroed.map_err(|error| DeviceError::zeroing(range, error))?;
         }
         self.settle(range, options.durability).await
     }

@@ -27,7 +27,7 @@ pub mod store;
 pub use chunk::{Chunk, ChunkOwner};
 pub use device::{
     Device, DeviceError, Durability, Geometry, PAYLOAD_BYTES_MAX, Payload, StatusExtent,
-    ZeroOptions, check_range, check_read,
+    ZeroOptions, check_range, check_read, check_write,
 };
 pub use exports::{Export, ExportError, ExportList};
 pub use range::ByteRange;

@@ -5,24 +5,16 @@ use std::io;
 use tidemark_block::store::Store;
 use tidemark_block::{
     ByteRange, Chunk, Device, DeviceError, Durability, Geometry, PAYLOAD_BYTES_MAX, Payload,
-    StatusExtent, ZeroOptions, check_range, check_read,
+    StatusExtent, ZeroOptions, check_range, check_read, check_write,
 };
 use tidemark_wire::RecordKind;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::record::{FLAG_FUA, FLAG_NO_HOLE, RecordSpec};
 
-use super::{PREFERRED_BYTES, Volume, VolumePayload, data_spec, range_spec};
+use super::{Volume, VolumePayload, data_spec, range_spec};
 use crate::ring::{Extent, InFlight};
 
 impl<S: Store> Volume<S> {
-    fn check_write(&self, range: ByteRange) -> Result<(), DeviceError> {
-        let geometry = self.geometry();
-        if geometry.read_only {
-            return Err(DeviceError::ReadOnly);
-        }
-        check_range(&geometry, range)
-    }
-
     /// Claims a record while changes are captured; `None` when they are not, also from now on.
     fn claim(&self, spec: &RecordSpec) -> Option<InFlight> {
         if !self.capture.is_on() {
@@ -126,18 +118,11 @@ impl<S: Store> Device for Volume<S> {
     type Payload = VolumePayload;
 
     fn geometry(&self) -> Geometry {
-        let store = self.units.store().geometry();
-        Geometry {
-            size_bytes: store.size_bytes,
-            block_bytes_min: 1,
-            block_bytes_preferred: PREFERRED_BYTES,
-            read_only: store.read_only,
-            fast_zero: store.discard,
-        }
+        self.units.store().geometry().as_device()
     }
 
     async fn reserve(&self, range: ByteRange) -> Result<VolumePayload, DeviceError> {
-        self.check_write(range)?;
+        check_write(&self.geometry(), range)?;
         let len = usize::try_from(range.len()).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX);
         if self.capture.is_on() {
             match self.ring().reserve(range.start(), len) {
@@ -186,7 +171,7 @@ impl<S: Store> Device for Volume<S> {
     }
 
     async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), DeviceError> {
-        self.check_write(range)?;
+        check_write(&self.geometry(), range)?;
         if let Some(units) = range.align_inward(self.unit_bytes()) {
             let _held = self.locks.lock(units).await;
             let spec = range_spec(RecordKind::Trim, units, flags(durability, false));
@@ -206,17 +191,14 @@ impl<S: Store> Device for Volume<S> {
         range: ByteRange,
         options: ZeroOptions,
     ) -> Result<(), DeviceError> {
-        self.check_write(range)?;
+        check_write(&self.geometry(), range)?;
         if !range.is_empty() {
             let _held = self.locks.lock(range.align_outward(self.unit_bytes())).await;
             let flags = flags(options.durability, options.no_hole);
             let spec = range_spec(RecordKind::WriteZeroes, range, flags);
             let work =
                 async { self.units.zero(range, options.no_hole, options.fast).await.map(|_| ()) };
-            self.change(&spec, work).await.map_err(|error| match error.kind() {
-                io::ErrorKind::Unsupported => DeviceError::Unsupported("fast zeroing"),
-                _ => DeviceError::io(range, error),
-            })?;
+            self.change(&spec, work).await.map_err(|error| DeviceError::zeroing(range, error))?;
         }
         self.settle_durability(range, options.durability).await
     }

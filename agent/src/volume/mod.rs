@@ -34,8 +34,6 @@ use crate::ring::{Extent, InFlight, Ring};
 
 /// Buffers for payloads while they can't be captured.
 const SPARE_BUFFERS: usize = 64;
-/// Unit in which the backing store is fast, in bytes.
-const PREFERRED_BYTES: u32 = 4096;
 
 /// Memory for the payload of one write.
 pub enum VolumePayload {

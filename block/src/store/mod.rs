@@ -19,7 +19,7 @@ use std::future::Future;
 use std::io;
 
 use crate::chunk::Chunk;
-use crate::device::{Durability, StatusExtent};
+use crate::device::{Durability, Geometry, StatusExtent};
 use crate::range::ByteRange;
 
 /// Size and limits of a store.
@@ -36,6 +36,23 @@ pub struct StoreGeometry {
     pub discard: bool,
     /// Only reads succeed.
     pub read_only: bool,
+}
+
+/// Unit in which page caches and devices are fast, in bytes.
+const PREFERRED_BYTES: u32 = 4096;
+
+impl StoreGeometry {
+    /// What a disk on this store tells its clients, when [`Units`] takes requests of any alignment.
+    #[must_use]
+    pub fn as_device(&self) -> Geometry {
+        Geometry {
+            size_bytes: self.size_bytes,
+            block_bytes_min: 1,
+            block_bytes_preferred: PREFERRED_BYTES,
+            read_only: self.read_only,
+            fast_zero: self.discard,
+        }
+    }
 }
 
 /// Where the bytes of a disk are kept.
