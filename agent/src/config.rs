@@ -231,7 +231,7 @@ fn explain(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError {
     let detail = match quoted.next() {
         Some(key) if message.starts_with("unknown field") => {
             let keys: Vec<&str> = quoted.collect();
-            let advice = match keys.iter().find(|right| is_near(key, right)) {
+            let advice = match nearest(key, &keys) {
                 Some(right) => format!("did you mean {right}?"),
                 None => format!("the keys here are {}", keys.join(", ")),
             };
@@ -242,23 +242,22 @@ fn explain(error: &toml::de::Error, text: &str, path: &Path) -> ConfigError {
     ConfigError::Line { path: path.into(), line, detail }
 }
 
-/// True when at most a third of the characters must be changed to get from one to the other.
-fn is_near(typed: &str, right: &str) -> bool {
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, from) in typed.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, to) in right.bytes().enumerate() {
-            let replaced = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[right.len()] <= (typed.len().max(right.len()) / 3).max(1)
+/// The key that was probably meant: the one with the fewest edits, at most a third of it.
+fn nearest<'a>(typed: &str, keys: &[&'a str]) -> Option<&'a str> {
+    let edits = |key: &&str| strsim::levenshtein(typed, key);
+    let best = keys.iter().copied().min_by_key(edits)?;
+    (edits(&best) <= (typed.len().max(best.len()) / 3).max(1)).then_some(best)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_key_is_named_and_not_the_first_that_is_near() {
+        assert_eq!(nearest("ring_dr", &["king_dir", "ring_dir"]), Some("ring_dir"));
+        assert_eq!(nearest("retention", &["name", "backing"]), None);
+    }
 
     const GOOD: &str = "state_dir = '/s'\ncollector = 'unix:/c'\nworkers = 2\n[nbd]\n\
                         listen = ['unix:/n']\n[[volume]]\nname = 'data'\nbacking = '/b'\n\
