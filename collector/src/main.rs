@@ -1,6 +1,6 @@
 //! The collector's daemon. Exit status 0, 1 (failed), 2 (wrong usage or configuration).
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -84,9 +84,16 @@ fn serve(config: Config) -> Result<()> {
 fn inspect(file: &Path) -> ExitCode {
     match daemon::inspect::describe(file) {
         Ok((text, whole)) => {
-            // A reader that has seen enough is no failure.
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            let mut out = std::io::stdout().lock();
+            match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+                // A reader that has seen enough is no failure.
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                    eprintln!("tidemark-collector: can't write the report: {error}");
+                    ExitCode::FAILURE
+                }
+                _ if whole => ExitCode::SUCCESS,
+                _ => ExitCode::FAILURE,
+            }
         }
         Err(error) => {
             eprintln!("tidemark-collector: {error}");

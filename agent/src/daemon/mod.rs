@@ -228,6 +228,10 @@ fn drain(running: Vec<Running>, clock: &dyn Clock) -> Vec<Stopped> {
         one.volume.capture().close();
         one.shipper.begin_stop();
     }
+    tracing::info!(
+        "waiting up to {} s until the collector has what is in the change rings",
+        DRAIN_PATIENCE.as_secs()
+    );
     let deadline = clock.monotonic() + DRAIN_PATIENCE;
     let drain_one = |one: Running| {
         let Running { volume, state, shipper, ring_path, .. } = one;

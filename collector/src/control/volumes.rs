@@ -104,8 +104,14 @@ impl<S: Storage> Desk<S> {
                 });
             };
             let path = Self::journal_file(&volume, &segment.name);
-            let (records, damage) =
+            let (mut records, mut damage) =
                 inspect_records(storage.as_ref(), &path, after, limit as usize)?;
+            // Behind what was synced when the segment was looked up, a write may be under way.
+            let seen = records.last().map_or(after, |record| record.seq);
+            if !segment.sealed && seen >= segment.last_seq {
+                records.retain(|record| record.seq <= segment.last_seq);
+                damage = None;
+            }
             let full = records.len() == limit as usize;
             Ok(api::RecordPage {
                 segment: convert::segment(segment),
