@@ -21,6 +21,8 @@ REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 SANDBOX=
 declare -a UNDO=()
 declare -A DAEMON_PIDS=()
+# What the daemons are started by, such as a command that puts them into a namespace.
+declare -a DAEMON_WITHIN=()
 FOREGROUND_PID=
 
 say() { printf '%s\n' "$*"; }
@@ -76,6 +78,7 @@ sandbox_begin() {
     RING_DIR=$(mktemp -d "/dev/shm/tidemark-$name.XXXXXX")
     CONTROL_SOCKET=$SANDBOX/control.sock
     NBD_SOCKET=$SANDBOX/nbd.sock
+    INGEST=unix:$SANDBOX/ingest.sock
     FUSE_DIR=$SANDBOX/fuse
     mkdir "$SANDBOX/collector" "$SANDBOX/agent" "$SANDBOX/source" "$FUSE_DIR"
     export TIDEMARK_SOCKET=$CONTROL_SOCKET
@@ -155,7 +158,7 @@ daemon_start() {
     local name=$1
     shift
     [[ -z ${DAEMON_PIDS[$name]:-} ]] || fail "$name runs already"
-    setsid "$@" >>"$SANDBOX/$name.log" 2>&1 </dev/null &
+    setsid "${DAEMON_WITHIN[@]}" "$@" >>"$SANDBOX/$name.log" 2>&1 </dev/null &
     DAEMON_PIDS[$name]=$!
     later daemon_stop "$name"
 }
@@ -193,7 +196,7 @@ daemon_ready() {
 collector_start() {
     cat >"$SANDBOX/collector.toml" <<TOML
 data_dir = "$SANDBOX/collector"
-listen = ["unix:$SANDBOX/ingest.sock"]
+listen = ["$INGEST"]
 control_socket = "$CONTROL_SOCKET"
 TOML
     daemon_start collector "$TIDEMARK_BIN/tidemark-collector" --config "$SANDBOX/collector.toml"
@@ -221,7 +224,7 @@ agent_config() {
     cat <<TOML
 state_dir = "$SANDBOX/agent"
 ring_dir = "$RING_DIR"
-collector = "unix:$SANDBOX/ingest.sock"
+collector = "$INGEST"
 
 [nbd]
 listen = ["unix:$NBD_SOCKET"]
