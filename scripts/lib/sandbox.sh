@@ -12,6 +12,7 @@
 #   agent_start                   agent with those volumes; waits until it serves them
 #   wait_protected VOLUME [S]     until the collector says so, at most S seconds (default 120)
 #   loop_attach FILE              a loop device over FILE: LOOP
+#   agent_attach VOLUME           a loop device over what the agent serves: LOOP
 #   mount_at DEVICE DIR [OPTION...]
 #
 # TIDEMARK_PROFILE chooses the build: release (default) or dev. With KEEP_SANDBOX=1 the directory
@@ -274,6 +275,10 @@ loop_attach() {
 loop_detach() {
     [[ $(losetup --noheadings --output BACK-FILE "$1" 2>/dev/null) == "$2" ]] || return 0
     losetup --detach "$1"
+}
+
+agent_attach() {
+    loop_attach "$FUSE_DIR/$1"
 }
 
 mount_at() {
