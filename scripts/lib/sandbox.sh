@@ -8,7 +8,7 @@
 #   build_binaries                cargo build; sets TIDEMARK_BIN to where the programs lie
 #   collector_start               collector on $SANDBOX/collector; waits until it answers
 #   volume_add NAME MIB [FILE]    a volume of the agent's coming configuration, with a new sparse
-#                                 backing file, or FILE
+#                                 backing file, or FILE; RING_MIB and COPY_MIB_PER_SECOND count
 #   agent_start                   agent with those volumes; waits until it serves them
 #   wait_protected VOLUME [S]     until the collector says so, at most S seconds (default 120)
 #   loop_attach FILE              a loop device over FILE: LOOP
@@ -78,11 +78,12 @@ sandbox_begin() {
     SANDBOX=$(mktemp -d "${TMPDIR:-/tmp}/tidemark-$name.XXXXXX")
     RING_DIR=$(mktemp -d "/dev/shm/tidemark-$name.XXXXXX")
     CONTROL_SOCKET=$SANDBOX/control.sock
+    AGENT_SOCKET=$SANDBOX/agent.sock
     NBD_SOCKET=$SANDBOX/nbd.sock
     INGEST=unix:$SANDBOX/ingest.sock
     FUSE_DIR=$SANDBOX/fuse
     mkdir "$SANDBOX/collector" "$SANDBOX/agent" "$SANDBOX/source" "$FUSE_DIR"
-    export TIDEMARK_SOCKET=$CONTROL_SOCKET
+    export TIDEMARK_SOCKET=$CONTROL_SOCKET TIDEMARK_AGENT_SOCKET=$AGENT_SOCKET
     : >"$SANDBOX/volumes.toml"
     trap sandbox_end EXIT
     trap 'exit 130' INT
@@ -216,6 +217,7 @@ volume_add() {
 name = "$name"
 backing = "$backing"
 ring_mib = ${RING_MIB:-256}
+copy_mib_per_second = ${COPY_MIB_PER_SECOND:-0}
 TOML
     VOLUMES+=("$name")
 }
@@ -226,6 +228,7 @@ agent_config() {
 state_dir = "$SANDBOX/agent"
 ring_dir = "$RING_DIR"
 collector = "$INGEST"
+control_socket = "$AGENT_SOCKET"
 
 [nbd]
 listen = ["unix:$NBD_SOCKET"]
