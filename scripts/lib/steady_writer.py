@@ -32,7 +32,7 @@ MAGIC_REQUEST = 0x25609513
 MAGIC_REPLY = 0x67446698
 OPTION_GO = 7
 REPLY_ACK, REPLY_INFO = 1, 3
-COMMAND_WRITE, COMMAND_DISCONNECT = 1, 2
+COMMAND_READ, COMMAND_WRITE, COMMAND_DISCONNECT = 0, 1, 2
 ERROR_SHUTDOWN = 108
 
 
@@ -85,6 +85,13 @@ class Disk:
     def write(self, cookie, offset, data):
         self.send(struct.pack(">IHHQQI", MAGIC_REQUEST, 0, COMMAND_WRITE, cookie, offset, len(data))
                   + data)
+
+    def read(self, offset, length):
+        self.send(struct.pack(">IHHQQI", MAGIC_REQUEST, 0, COMMAND_READ, 0, offset, length))
+        _, error = self.answer()
+        if error:
+            raise Gone(f"a read was answered with error {error}")
+        return self.receive(length)
 
     def answer(self):
         magic, error, cookie = struct.unpack(">IIQ", self.receive(16))
