@@ -33,7 +33,7 @@ use tidemark_collector::ingest::volumes::{Ground, Volumes};
 use tidemark_collector::journal::{JournalConfig, Mark};
 use tidemark_collector::seam;
 use tidemark_collector::storage::RealStorage;
-use tidemark_wire::{AgentId, Epoch, JournalId, Seq, Timeline, VolumeId};
+use tidemark_wire::{AgentId, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 
 use super::link::WorseDial;
 use super::plan::{Case, RingSort};
@@ -335,6 +335,9 @@ fn new_state(dir: &Path, volume: VolumeId) -> KeptState {
         copied: false,
         clean: false,
         released: Seq(0),
+        paused: false,
+        last_time: WallMicros(0),
+        backing: None,
     };
     let file = StateFile::new(dir, NAME);
     file.store(&state).expect("stored");
