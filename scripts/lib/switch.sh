@@ -4,13 +4,16 @@
 # `set -euo pipefail`, sets WHO, NAME, CONFIG, and has functions plan_STEP, do_STEP and undo_STEP.
 #
 #   mount_facts DEVICE            MOUNT, FSTYPE, OPTIONS of the one place where it is mounted
-#   quiet_down / undo_...         read-only, so that nothing changes any more; a list of all files
+#   quiet_down, fstab, resume     steps that both have: read-only, so that nothing changes any more,
+#                                 and a list of all files; /etc/fstab; writable again
+#   unmount_from / mount_from DEVICE    read-only
 #   same_files                    the list holds at MOUNT
 #   config_change ACTION ARG...   of lib/agent_config.py: checked, put in place, reloaded
 #   run_steps STEP...             the plan; with DRY_RUN=1 no more; else each step, and when one
 #                                 fails, or at SIGINT and SIGTERM, the undoing of those that were
 #                                 begun, the last one first
-#   fstab_plan OLD NEW            what /etc/fstab has to say; edited with EDIT_FSTAB=1
+#   fstab_plan SPEC               what /etc/fstab has to say, with SPEC for MOUNT; with an empty one,
+#                                 what it said before. Edited with EDIT_FSTAB=1
 #
 # A step that fails says why on standard error and returns 1. Its undoing has to bear that the step
 # was done half or not at all.
@@ -88,20 +91,29 @@ do_quiet_down() {
     mount -o remount,ro "$MOUNT" 2>/dev/null || { in_use; return 1; }
     files_list "$WORK/files" || { complain "can't read all files of $MOUNT"; return 1; }
 }
-undo_quiet_down() {
-    [[ ,$OPTIONS, != *,rw,* ]] || ! findmnt --mountpoint "$MOUNT" >/dev/null || mount -o remount,rw "$MOUNT"
-}
+undo_quiet_down() { do_resume; }
 
-# unmount_from / mount_from DEVICE: the two halves of the switch.
 unmount_from() {
     umount "$MOUNT" 2>"$WORK/umount.txt" || { in_use; return 1; }
 }
+
+# Read-only: what is written from the first moment on would be compared with what was before.
 mount_from() {
     mounted_from "$1" 2>/dev/null && return 0
-    mount -t "$FSTYPE" -o "$OPTIONS" "$1" "$MOUNT" || { complain "can't mount $1 at $MOUNT"; return 1; }
+    until_within 10 nobody_holds "$1" || { complain "$1 is still held by a program"; return 1; }
+    mount -t "$FSTYPE" -o "$(read_only)" "$1" "$MOUNT" || { complain "can't mount $1 at $MOUNT"; return 1; }
     # A file system that several devices show may be mounted from the other one.
     mounted_from "$1" || { umount "$MOUNT"; complain "the kernel did not take $1 for $MOUNT"; return 1; }
 }
+read_only() { sed 's/^rw\b/ro/' <<<"$OPTIONS"; }
+
+# Opened for itself alone, as a mount does.
+nobody_holds() { python3 -c 'import os, sys; os.open(sys.argv[1], os.O_RDONLY | os.O_EXCL)' "$1"; }
+
+plan_resume() { if is_writable; then echo "mount -o remount,rw $MOUNT"; else echo "($MOUNT was read-only and stays so)"; fi; }
+do_resume() { ! is_writable || mount -o remount,rw "$MOUNT" || { complain "$MOUNT can't be written to"; return 1; }; }
+undo_resume() { ! is_writable || mount -o remount,ro "$MOUNT"; }
+is_writable() { [[ ,$OPTIONS, == *,rw,* ]]; }
 
 same_files() {
     files_list "$WORK/files-now" || { complain "can't read all files of $MOUNT"; return 1; }
