@@ -49,6 +49,17 @@ pub struct LeafHash(pub [u8; HASH_BYTES]);
 #[repr(transparent)]
 pub struct NodeHash(pub [u8; HASH_BYTES]);
 
+impl NodeHash {
+    /// The hash of a node with a leaf that is unknown. It equals no node's hash.
+    pub const UNKNOWN: Self = Self([0; HASH_BYTES]);
+
+    /// True when both are known and the same.
+    #[must_use]
+    pub fn matches(self, other: Self) -> bool {
+        self == other && self != Self::UNKNOWN
+    }
+}
+
 impl LeafHash {
     /// What a side says of a leaf that it can't read. It equals no leaf's hash, not even itself.
     pub const UNKNOWN: Self = Self([0; HASH_BYTES]);
@@ -87,9 +98,12 @@ pub fn leaf_hash(bytes: &[u8]) -> LeafHash {
     LeafHash(xxh3_128(bytes).to_le_bytes())
 }
 
-/// The hash of a node with these leaves.
+/// The hash of a node with these leaves; unknown when one of them is.
 #[must_use]
 pub fn node_hash(leaves: &[LeafHash]) -> NodeHash {
+    if leaves.contains(&LeafHash::UNKNOWN) {
+        return NodeHash::UNKNOWN;
+    }
     NodeHash(xxh3_128(leaves.as_bytes()).to_le_bytes())
 }
 

@@ -153,5 +153,7 @@ fn the_hash_of_a_node_is_pinned() {
     let leaf = leaf_hash(b"");
     assert_eq!(leaf.0, 0x99aa_06d3_0147_98d8_6001_c324_468d_497f_u128.to_le_bytes());
     assert_ne!(node_hash(&[leaf]).0, leaf.0);
+    let unknown = node_hash(&[leaf, LeafHash::UNKNOWN]);
+    assert!(unknown == NodeHash::UNKNOWN && !unknown.matches(unknown));
     assert_ne!(node_hash(&[leaf, LeafHash::ZERO]), node_hash(&[LeafHash::ZERO, leaf]));
 }

@@ -140,7 +140,8 @@ fn start(
     let OpenVolume { volume, state, ring_path } = opened;
     let (volume, state) = (Arc::new(volume), Arc::new(state));
     let (copied, source) = (Arc::clone(&volume), Arc::clone(random));
-    workers.spawn_on(index, move || copy::run(copied, source));
+    let timer = copy::EngineTimer::new(Arc::clone(clock));
+    workers.spawn_on(index, move || copy::run(copied, source, timer));
     let shipper = Shipper::start(ShipperParts {
         facts: VolumeFacts {
             id: volume.id(),

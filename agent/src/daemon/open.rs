@@ -68,6 +68,9 @@ pub(super) fn open(
     ring.raise_time(state.last_time);
     let volume = Volume::new(state.volume, store, Arc::new(Capture::new(name.clone(), ring)));
     recover(&volume, recovery, &was)?;
+    if was.paused {
+        volume.capture().pause();
+    }
     Ok(OpenVolume { volume, state: KeptState::new(file, state), ring_path })
 }
 
@@ -138,10 +141,12 @@ fn recover(
     was: &VolumeState,
 ) -> anyhow::Result<()> {
     let Some(recovery) = recovery else {
-        if !was.clean && was.copied {
-            volume.capture().lose(GapReason::RingLost);
-        } else {
+        // Also before a whole copy has reached the collector: nothing is captured before its
+        // welcome has told the newest time that it holds.
+        if was.clean {
             volume.capture().ring().turn_capture_on();
+        } else {
+            volume.capture().lose(GapReason::RingLost);
         }
         return Ok(());
     };
