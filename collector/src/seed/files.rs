@@ -65,7 +65,12 @@ pub(super) fn open_or_create<S: Storage>(
 ) -> Result<Opened<S>, JournalError> {
     let state = match SeedState::load(storage, &paths.state)? {
         Some(state) if state.installing => finish_install(storage, paths, state)?,
-        Some(state) => state,
+        Some(state) => {
+            // A program that was killed after this sync had failed leaves a name that is not
+            // durable; the journal removes what the state says is merged.
+            storage.sync_dir(paths.dir()).map_err(JournalError::io("sync", paths.dir()))?;
+            state
+        }
         None => create(storage, paths, size_bytes)?,
     };
     let image = storage.open(&paths.image).map_err(|error| {

@@ -441,10 +441,10 @@ impl<'a, 'p, S: Storage> Step<'a, 'p, S> {
         shared.doubt.clear();
         shared.torn = false;
         if shared.file_bytes > size_bytes {
-            // What is behind the end is zero; opening the seed cuts it as well.
-            match files::cut(&seed.image, &seed.sums, &seed.paths, size_bytes) {
-                Ok(()) => shared.file_bytes = size_bytes,
-                Err(error) => tracing::warn!("{error}"),
+            shared.file_bytes = size_bytes;
+            // Where that fails, what is behind the end is zero; the next opening cuts it.
+            if let Err(error) = files::cut(&seed.image, &seed.sums, &seed.paths, size_bytes) {
+                tracing::warn!("{error}");
             }
         }
         Ok(())
