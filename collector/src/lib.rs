@@ -14,6 +14,7 @@ pub mod ingest;
 pub mod journal;
 pub mod merge;
 pub mod points;
+pub mod policy;
 pub mod restore;
 pub mod seam;
 pub mod seed;
