@@ -2,10 +2,11 @@
 //!
 //! What enters: volumes and agents as they connect, points as their marks become durable, jobs,
 //! exports, events. What leaves: the same, by query. The journals and manifests are the truth
-//! for volumes and points, so those are written anew when a journal is opened; jobs and events
-//! live only here. A crash may lose the newest of them. Events beyond [`EVENTS_MAX`] and ended
+//! for volumes and points, so those are written anew when a journal is opened; jobs, exports and
+//! events live only here. A crash may lose the newest of them. Events beyond [`EVENTS_MAX`] and ended
 //! jobs beyond [`JOBS_MAX`] are dropped, oldest first.
 
+mod exports;
 mod history;
 mod points;
 mod work;
@@ -17,18 +18,26 @@ use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow};
 use tidemark_wire::WallMicros;
 
+pub use exports::{ExportRow, Front};
 pub use history::{EVENTS_MAX, EventRow, VolumeRow};
-pub use work::{ExportRow, JOBS_MAX, JobOutcome, JobRow, JobStatus};
+pub use work::{JOBS_MAX, JobOutcome, JobRow, JobStatus};
 
 use crate::error::{Failure, Result};
 
 /// Name of the file in the data directory.
 pub const CATALOG_FILE: &str = "catalog.sqlite";
 
-/// Raised with every change of [`SCHEMA`]; the number is in the file's `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+/// Version of a file that [`SCHEMA`] alone has made; the number is in its `user_version`.
+const SCHEMA_VERSION_FIRST: usize = 1;
 
-/// Identities are their text, times microseconds since the Unix epoch, sequence numbers and
+/// What brings a file from one version to the next, the first one from
+/// [`SCHEMA_VERSION_FIRST`]. Only ever added to.
+const STEPS: [&str; 1] = [exports::STEP];
+
+/// Version of the files that this program makes and works with.
+const SCHEMA_VERSION: usize = SCHEMA_VERSION_FIRST + STEPS.len();
+
+/// The tables of version 1. Identities are their text, times microseconds since the Unix epoch, sequence numbers and
 /// sizes the 64 bits of the unsigned number.
 const SCHEMA: &str = "
 CREATE TABLE agents (
@@ -99,12 +108,12 @@ impl Catalog {
             .fetch_one(&catalog.pool)
             .await
             .map_err(damaged)?;
-        match version {
-            SCHEMA_VERSION => {}
-            0 => catalog.create().await.map_err(damaged)?,
-            newer => {
+        match usize::try_from(version) {
+            Ok(SCHEMA_VERSION) => {}
+            Ok(older) if older < SCHEMA_VERSION => catalog.raise(older).await.map_err(damaged)?,
+            _ => {
                 return Err(Failure::invalid(format!(
-                    "the catalog {} has version {newer}, this program knows {SCHEMA_VERSION}",
+                    "the catalog {} has version {version}, this program knows {SCHEMA_VERSION}",
                     path.display()
                 ))
                 .with_hint("run the program that wrote it, or a newer one"));
@@ -113,11 +122,18 @@ impl Catalog {
         Ok(catalog)
     }
 
-    async fn create(&self) -> sqlx::Result<()> {
+    /// Brings a file to the version of this program; 0 is one that is empty.
+    async fn raise(&self, from: usize) -> sqlx::Result<()> {
         let mut transaction = self.pool.begin().await?;
-        sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
-        // PRAGMA takes no bound values; this is SCHEMA_VERSION.
-        sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *transaction).await?;
+        if from < SCHEMA_VERSION_FIRST {
+            sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
+        }
+        for step in &STEPS[from.saturating_sub(SCHEMA_VERSION_FIRST)..] {
+            sqlx::raw_sql(*step).execute(&mut *transaction).await?;
+        }
+        // PRAGMA takes no bound values.
+        let raise = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA_VERSION}"));
+        sqlx::raw_sql(raise).execute(&mut *transaction).await?;
         transaction.commit().await
     }
 

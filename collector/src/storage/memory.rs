@@ -313,6 +313,15 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        if inner.names.keys().any(|path| path.parent() == Some(dir)) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        inner.dirs.retain(|known| known != dir);
+        Ok(())
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut inner = self.inner();
         inner.count()?;

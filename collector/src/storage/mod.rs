@@ -67,6 +67,12 @@ pub trait Storage: Send + Sync + 'static {
     /// The operating system's.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
 
+    /// Removes an empty directory, durably.
+    ///
+    /// # Errors
+    /// `DirectoryNotEmpty`, else the operating system's.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
+
     /// Makes creations, renames and removals in a directory durable.
     ///
     /// # Errors

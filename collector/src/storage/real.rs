@@ -91,6 +91,12 @@ impl Storage for RealStorage {
         if dir.is_dir() { Ok(()) } else { Err(io::ErrorKind::NotADirectory.into()) }
     }
 
+    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        std::fs::remove_dir(dir)?;
+        let above = dir.parent().filter(|above| !above.as_os_str().is_empty());
+        self.sync_dir(above.unwrap_or(Path::new(".")))
+    }
+
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
     }
