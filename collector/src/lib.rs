@@ -13,6 +13,7 @@ pub mod export;
 pub mod ingest;
 pub mod journal;
 pub mod points;
+pub mod policy;
 pub mod restore;
 pub mod seam;
 pub mod seed;

@@ -15,7 +15,7 @@ use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::RecordsBody;
 use tidemark_wire::limits::WINDOW_BYTES_MAX;
 use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Welcome};
-use tidemark_wire::{Epoch, Seq, VolumeId};
+use tidemark_wire::{Epoch, Seq, VolumeId, WallMicros};
 
 use super::manifest::Manifest;
 use super::observer::Observer;
@@ -318,6 +318,7 @@ impl<S: Storage> VolumeCore<S> {
         };
         let reader = journal.reader();
         let durable = reader.durable();
+        let last_time = reader.last_time().unwrap_or(WallMicros(0));
         let size_bytes = reader.size_at(durable);
         if hello.size_bytes != size_bytes {
             let name = &self.manifest.name;
@@ -351,6 +352,8 @@ impl<S: Storage> VolumeCore<S> {
             durable,
             span_open: self.span_open.unwrap_or(Seq(0)),
             window_bytes: WINDOW_BYTES_MAX,
+            seeded: false,
+            last_time,
         })
     }
 
