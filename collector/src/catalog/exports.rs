@@ -10,10 +10,12 @@ use tidemark_wire::{PointId, Seq, VolumeId, WallMicros};
 use super::{Catalog, foreign, maybe_number, maybe_text, number, stored, text, time};
 use crate::error::Result;
 
-/// From version 1 of the catalog to version 2. Exports of version 1 ended with their daemon.
-pub(super) const STEP: &str = "
+/// What exports need beyond the first version of the catalog; those of that version ended with
+/// their daemon.
+pub(super) const VERSION: &str = "
 ALTER TABLE exports ADD COLUMN name TEXT NOT NULL DEFAULT '';
 ALTER TABLE exports ADD COLUMN front TEXT NOT NULL DEFAULT 'nbd';
+ALTER TABLE exports ADD COLUMN size_bytes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE exports ADD COLUMN time_us INTEGER;
 ALTER TABLE exports ADD COLUMN point TEXT;
 ALTER TABLE exports ADD COLUMN space_bytes INTEGER;
@@ -52,6 +54,8 @@ pub struct ExportRow {
     pub at: String,
     /// The state.
     pub seq: Seq,
+    /// Size of the disk at that state.
+    pub size_bytes: u64,
     /// When the state was captured.
     pub time: Option<WallMicros>,
     /// The point by which the state was found.
@@ -76,13 +80,15 @@ impl Catalog {
     /// `Internal`.
     pub async fn add_export(&self, export: &ExportRow) -> Result<u64> {
         sqlx::query(
-            "INSERT INTO exports (volume, name, at, seq, time_us, point, front, listen,
-             space_bytes, created_us, ready) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            "INSERT INTO exports (volume, name, at, seq, size_bytes, time_us, point, front,
+             listen, space_bytes, created_us, ready)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
         )
         .bind(export.volume.to_string())
         .bind(&export.name)
         .bind(&export.at)
         .bind(stored(export.seq.0))
+        .bind(stored(export.size_bytes))
         .bind(export.time.map(|time| stored(time.0)))
         .bind(export.point.map(|point| point.to_string()))
         .bind(export.front.name())
@@ -146,6 +152,7 @@ fn export(row: &SqliteRow) -> sqlx::Result<ExportRow> {
         name: text(row, "name")?,
         at: text(row, "at")?,
         seq: Seq(number(row, "seq")?),
+        size_bytes: number(row, "size_bytes")?,
         time: maybe_number(row, "time_us")?.map(WallMicros),
         point: point.transpose()?,
         front: [Front::Nbd, Front::File]

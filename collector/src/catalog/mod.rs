@@ -27,17 +27,11 @@ use crate::error::{Failure, Result};
 /// Name of the file in the data directory.
 pub const CATALOG_FILE: &str = "catalog.sqlite";
 
-/// Version of a file that [`SCHEMA`] alone has made; the number is in its `user_version`.
-const SCHEMA_VERSION_FIRST: usize = 1;
+/// What each version added to the one before; the first made everything. The number of those that
+/// a file has is in its `user_version`. A released one is never changed.
+const VERSIONS: [&str; 2] = [SCHEMA, exports::VERSION];
 
-/// What brings a file from one version to the next, the first one from
-/// [`SCHEMA_VERSION_FIRST`]. Only ever added to.
-const STEPS: [&str; 1] = [exports::STEP];
-
-/// Version of the files that this program makes and works with.
-const SCHEMA_VERSION: usize = SCHEMA_VERSION_FIRST + STEPS.len();
-
-/// The tables of version 1. Identities are their text, times microseconds since the Unix epoch, sequence numbers and
+/// Identities are their text, times microseconds since the Unix epoch, sequence numbers and
 /// sizes the 64 bits of the unsigned number.
 const SCHEMA: &str = "
 CREATE TABLE agents (
@@ -108,32 +102,30 @@ impl Catalog {
             .fetch_one(&catalog.pool)
             .await
             .map_err(damaged)?;
-        match usize::try_from(version) {
-            Ok(SCHEMA_VERSION) => {}
-            Ok(older) if older < SCHEMA_VERSION => catalog.raise(older).await.map_err(damaged)?,
-            _ => {
-                return Err(Failure::invalid(format!(
-                    "the catalog {} has version {version}, this program knows {SCHEMA_VERSION}",
-                    path.display()
-                ))
-                .with_hint("run the program that wrote it, or a newer one"));
-            }
-        }
+        let known = usize::try_from(version).ok().filter(|version| *version <= VERSIONS.len());
+        let Some(known) = known else {
+            return Err(Failure::invalid(format!(
+                "the catalog {} has version {version}, this program knows {}",
+                path.display(),
+                VERSIONS.len()
+            ))
+            .with_hint("run the program that wrote it, or a newer one"));
+        };
+        catalog.upgrade(known).await.map_err(damaged)?;
         Ok(catalog)
     }
 
-    /// Brings a file to the version of this program; 0 is one that is empty.
-    async fn raise(&self, from: usize) -> sqlx::Result<()> {
+    /// Brings the file from a version to the newest one, whole or not at all.
+    async fn upgrade(&self, from: usize) -> sqlx::Result<()> {
         let mut transaction = self.pool.begin().await?;
-        if from < SCHEMA_VERSION_FIRST {
-            sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
-        }
-        for step in &STEPS[from.saturating_sub(SCHEMA_VERSION_FIRST)..] {
+        for step in &VERSIONS[from..] {
             sqlx::raw_sql(*step).execute(&mut *transaction).await?;
         }
-        // PRAGMA takes no bound values.
-        let raise = sqlx::AssertSqlSafe(format!("PRAGMA user_version = {SCHEMA_VERSION}"));
-        sqlx::raw_sql(raise).execute(&mut *transaction).await?;
+        if from < VERSIONS.len() {
+            // PRAGMA takes no bound values.
+            let version = format!("PRAGMA user_version = {}", VERSIONS.len());
+            sqlx::raw_sql(sqlx::AssertSqlSafe(version)).execute(&mut *transaction).await?;
+        }
         transaction.commit().await
     }
 

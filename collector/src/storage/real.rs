@@ -61,6 +61,13 @@ impl Storage for RealStorage {
         std::fs::remove_file(path)
     }
 
+    fn remove_tree(&self, dir: &Path) -> io::Result<()> {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(dir)? {
@@ -89,12 +96,6 @@ impl Storage for RealStorage {
             self.sync_dir(above.unwrap_or(Path::new(".")))?;
         }
         if dir.is_dir() { Ok(()) } else { Err(io::ErrorKind::NotADirectory.into()) }
-    }
-
-    fn remove_dir(&self, dir: &Path) -> io::Result<()> {
-        std::fs::remove_dir(dir)?;
-        let above = dir.parent().filter(|above| !above.as_os_str().is_empty());
-        self.sync_dir(above.unwrap_or(Path::new(".")))
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

@@ -5,7 +5,6 @@
 //!                 calls data means anything
 //! overlay.map     Head (MAP_MAGIC), zeroes up to BODY_AT, then Entry[]: a log of pages
 //! overlay.live    Head (LIVE_MAGIC), zeroes up to BODY_AT, then all pages one after the other
-//! overlay.ended   the former overlay.map of a clone that was ended and is to be removed
 //! ```
 //! The map has two bits for each block of BLOCK_BYTES, the first block in the lowest bits: 0 the
 //! state below shows through, 1 data, 2 zeroes. A page is PAGE_BYTES of it.
@@ -32,8 +31,6 @@ pub(super) const DATA_FILE: &str = "overlay.data";
 pub(super) const MAP_FILE: &str = "overlay.map";
 /// Name of the map that is believed within one boot.
 pub(super) const LIVE_FILE: &str = "overlay.live";
-/// What [`MAP_FILE`] is renamed to when the clone ends.
-pub(super) const ENDED_FILE: &str = "overlay.ended";
 
 /// Version of the format.
 pub(super) const VERSION: u32 = 1;
@@ -129,7 +126,7 @@ impl Head {
             clone: identity.clone.into(),
             seq: identity.seq.0.into(),
             size_bytes: identity.size_bytes.into(),
-            volume: *identity.volume.as_bytes(),
+            volume: identity.volume.to_bytes(),
             boot,
             reserved: [0; 48],
             sum: 0.into(),

@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::format::{
-    BODY_AT, ENTRY_BYTES, Entry, Head, Identity, MAP_FILE, MAP_MAGIC, PAGE_BYTES,
-};
+use super::format::{BODY_AT, ENTRY_BYTES, Entry, Head, Identity, MAP_FILE, MAP_MAGIC, PAGE_BYTES};
 use super::states::{States, map_bytes, page_count};
 use crate::error::{Failure, Result};
 use crate::storage::{Storage, StorageFile};

@@ -25,14 +25,14 @@ mod wait;
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tidemark_block::range_lock::RangeLock;
 use tidemark_block::{ByteRange, StatusExtent};
 
-pub use self::ending::{is_ended, mark_ended, remove};
+pub use self::ending::{FoundClones, find_clones, mark_ended, remove_ended};
 use self::format::{BLOCK_BYTES, DATA_FILE, MAP_FILE, PAGE_BYTES};
 pub use self::format::{BootId, Identity};
 use self::live_map::LiveMap;
