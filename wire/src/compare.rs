@@ -107,6 +107,27 @@ pub fn node_hash(leaves: &[LeafHash]) -> NodeHash {
     NodeHash(xxh3_128(leaves.as_bytes()).to_le_bytes())
 }
 
+/// Length of the whole leaves that read as zeroes from byte `at` of a node on, 0 when there are
+/// none. `extents` are lengths from the node's first byte on, and whether each is known to read as
+/// zeroes; what they do not cover is data. `left` bytes of the node lie behind `at`, which is the
+/// first byte of a leaf.
+#[must_use]
+pub fn zero_leaves(extents: impl IntoIterator<Item = (u64, bool)>, at: u64, left: u64) -> u64 {
+    let (mut start, mut zero_until) = (0, at);
+    for (len_bytes, is_zero) in extents {
+        let end = start + len_bytes;
+        if start <= zero_until && zero_until < end {
+            if !is_zero {
+                break;
+            }
+            zero_until = end;
+        }
+        start = end;
+    }
+    let zero = (zero_until - at).min(left);
+    if zero == left { left } else { zero - zero % LEAF_BYTES }
+}
+
 /// Some nodes of a volume one after the other: from a node's first byte on, and up to a node's
 /// end or the volume's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

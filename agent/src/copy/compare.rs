@@ -7,9 +7,10 @@
 //! So each node is locked once, for no longer than that takes, before its first leaf is read.
 
 use tidemark_block::store::Store;
-use tidemark_block::{ByteRange, PAYLOAD_BYTES_MAX, StatusExtent};
+use tidemark_block::{ByteRange, PAYLOAD_BYTES_MAX};
 use tidemark_wire::compare::{
     DifferNode, LEAF_BYTES, LeafHash, NODE_LEAVES, NodeHash, NodeRange, leaf_hash, node_hash,
+    zero_leaves,
 };
 
 use super::pace::Timer;
@@ -51,7 +52,8 @@ impl<S: Store, T: Timer> Walk<'_, S, T> {
         }
         let mut at = node.start();
         while let Some(ahead) = ByteRange::between(at, node.end()).filter(|r| !r.is_empty()) {
-            let zero_len = zero_leaves(&extents, at - node.start(), ahead.len());
+            let zeroes = extents.iter().map(|extent| (extent.len_bytes, extent.zero));
+            let zero_len = zero_leaves(zeroes, at - node.start(), ahead.len());
             if zero_len > 0 {
                 let zero = ByteRange::new(at, zero_len).unwrap_or(ahead);
                 leaves.extend(leaves_of(zero).map(|leaf| LeafHash::of_zeroes(leaf.len())));
@@ -94,26 +96,6 @@ fn node_bytes(nodes: &NodeRange, index: usize) -> ByteRange {
 fn leaves_of(range: ByteRange) -> impl Iterator<Item = ByteRange> {
     let starts = (range.start()..range.end()).step_by(LEAF_USIZE);
     starts.filter_map(move |at| ByteRange::between(at, range.end().min(at + LEAF_BYTES)))
-}
-
-/// Length of the whole leaves from `at` on that read as zeroes without being read, 0 when there
-/// are none. `at` and `left` are bytes from the beginning of `extents` and from there to the
-/// node's end.
-pub(super) fn zero_leaves(extents: &[StatusExtent], at: u64, left: u64) -> u64 {
-    let mut start = 0;
-    let mut zero_until = at;
-    for extent in extents {
-        let end = start + extent.len_bytes;
-        if start <= zero_until && zero_until < end {
-            if !extent.zero {
-                break;
-            }
-            zero_until = end;
-        }
-        start = end;
-    }
-    let zero = (zero_until - at).min(left);
-    if zero == left { left } else { zero - zero % LEAF_BYTES }
 }
 
 /// The ranges of neighbouring leaves that differ.

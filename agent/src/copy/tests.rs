@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tidemark_block::{ByteRange, StatusExtent};
+use tidemark_block::ByteRange;
 use tidemark_wire::compare::{DifferNode, LEAF_BYTES, LeafHash, leaf_hash};
 
-use super::compare::{differing, zero_leaves};
+use super::compare::differing;
 use super::pace::Throttle;
 
 const LEAF: usize = 4;
@@ -225,27 +225,6 @@ fn a_write_that_began_before_the_capture_is_waited_for() {
     };
     assert!(lost(false), "without the barrier the model has to lose it");
     assert!(!lost(true));
-}
-
-#[test]
-fn holes_give_whole_leaves_of_zeroes() {
-    let extent = |len_bytes, zero| StatusExtent { len_bytes, hole: zero, zero };
-    let half = LEAF_BYTES / 2;
-    let extents = [
-        extent(2 * LEAF_BYTES + half, true),
-        extent(half, false),
-        extent(half, true),
-        extent(LEAF_BYTES + half, true),
-    ];
-    let left = |at| 5 * LEAF_BYTES - at;
-    let zero = |at| zero_leaves(&extents, at, left(at));
-    assert_eq!(zero(0), 2 * LEAF_BYTES);
-    assert_eq!(zero(LEAF_BYTES), LEAF_BYTES);
-    assert_eq!(zero(2 * LEAF_BYTES), 0, "data in its second half");
-    assert_eq!(zero(3 * LEAF_BYTES), 2 * LEAF_BYTES, "two extents without data");
-    assert_eq!(zero_leaves(&extents, 4 * LEAF_BYTES, half), half, "the volume's short last leaf");
-    assert_eq!(zero_leaves(&[], 0, LEAF_BYTES), 0, "a store that can't tell");
-    assert_eq!(zero_leaves(&[extent(LEAF_BYTES, true)], LEAF_BYTES, LEAF_BYTES), 0);
 }
 
 #[test]

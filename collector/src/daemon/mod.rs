@@ -70,8 +70,10 @@ pub async fn run(
         config,
         listen: listen.clone(),
     });
+    desk.reopen_exports().await?;
     let ingest = IngestServer::start(listeners, Arc::clone(&volumes), clock, sessions_max)?;
     let (stopping, stopped) = watch::channel(false);
+    let retrying = tokio::spawn(Arc::clone(&desk).retry_exports(until(stopped.clone())));
     let serving = tokio::spawn(server::serve(control.socket()?, Arc::clone(&desk), until(stopped)));
     tracing::info!(listen = ?listen.iter().map(ToString::to_string).collect::<Vec<_>>(), "ready");
     ready(&listen);
@@ -83,6 +85,7 @@ pub async fn run(
     let _ = stopping.send(true);
     let ended = tokio::task::spawn_blocking(move || ingest.stop()).await;
     report_panic("ingest", ended.is_err());
+    report_panic("an export", retrying.await.is_err());
     desk.stop().await;
     if tokio::time::timeout(CONTROL_STOP_WAIT_MAX, serving).await.is_err() {
         tracing::warn!("requests of the control API were cut off");
@@ -143,7 +146,7 @@ async fn open_volumes(
     opened.map(Arc::new)
 }
 
-/// What an earlier daemon left open has ended with it, and a volume that was here and is gone
+/// Jobs of an earlier daemon have ended with it, and a volume that was here and is gone
 /// must not go unnoticed.
 async fn settle(
     catalog: &Catalog,
@@ -153,13 +156,6 @@ async fn settle(
 ) -> Result<()> {
     let now = clock.wall();
     catalog.end_stale_jobs(now).await?;
-    for export in catalog.end_stale_exports(now).await? {
-        let message = format!(
-            "export {} of volume {} on {} has ended with the collector",
-            export.id, export.volume, export.listen
-        );
-        feed.event(Severity::Info, None, message);
-    }
     for (id, name, seen) in catalog.known_volumes().await? {
         if !found.contains(&id) {
             let message = format!(
