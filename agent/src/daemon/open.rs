@@ -75,6 +75,9 @@ pub(super) fn open(
     ring.raise_time(state.last_time);
     let volume = Volume::new(state.volume, store, Arc::new(Capture::new(name.clone(), ring)));
     recover(&volume, recovery, &was, change)?;
+    if was.paused {
+        volume.capture().pause();
+    }
     // From here on a kill is told from a mark of this start.
     mark.keep(clock.monotonic())
         .with_context(|| format!("volume {name:?}: keep {}", mark_path.display()))?;
@@ -190,7 +193,9 @@ fn recover(
         );
     }
     let capture_was_off = recovery.as_ref().is_some_and(|recovery| recovery.capture_was_off);
-    if !was.clean && was.copied && recovery.is_none() {
+    if !was.clean && recovery.is_none() {
+        // Also before a whole copy has reached the collector: nothing is captured before its
+        // welcome has told the newest time that it holds.
         capture.lose(GapReason::RingLost);
     } else if capture_was_off {
         capture.lose(GapReason::RingFull);

@@ -191,6 +191,9 @@ impl Owner {
                 }
             }
         }
+        for volume in &plan.rates {
+            self.volumes.set_copy_rate(volume);
+        }
         for volume in plan.added {
             match self.volumes.add(&self.config, &volume) {
                 Ok(()) => report.added.push(volume.name),

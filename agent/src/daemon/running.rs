@@ -22,6 +22,7 @@ use super::open::OpenVolume;
 use crate::backing_mark::MarkKeeper;
 use crate::capture::phase::Phase;
 use crate::clock::Clock;
+use crate::config::VolumeConfig;
 use crate::control::api::VolumeStanding;
 use crate::copy;
 use crate::random::Random;
@@ -89,7 +90,8 @@ impl Running {
         })
         .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
-        around.workers.spawn_on(worker, move || copy::run(copied, source));
+        let timer = copy::EngineTimer::new(Arc::clone(&around.clock));
+        around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
         Ok(Self {
             volume,
             state,
@@ -109,14 +111,13 @@ impl Running {
     /// Whether the collector's copy follows it, as a person sees it.
     pub(super) fn standing(&self) -> VolumeStanding {
         let capture = self.volume.capture();
-        let state = self.state.get();
         let lost = |reason: &str| VolumeStanding::Lost { reason: reason.to_owned() };
         match capture.phases().phase() {
-            _ if state.paused => VolumeStanding::Paused,
-            Phase::Wanted(cause) => lost(cause.text()),
-            Phase::Whole { .. } if state.copied => VolumeStanding::Whole,
+            Phase::Paused => VolumeStanding::Paused,
+            Phase::Wanted(cause) if !capture.is_on() => lost(cause.text()),
+            phase if phase.is_whole() && self.state.get().copied => VolumeStanding::Whole,
             Phase::Whole { copy_end: None } => lost("the collector was not reached yet"),
-            Phase::Copying { .. } | Phase::Whole { copy_end: Some(_) } => {
+            Phase::Whole { .. } | Phase::Wanted(_) | Phase::Copying { .. } => {
                 let (done_bytes, total_bytes, _) = capture.progress().get();
                 VolumeStanding::Copying { done_bytes, total_bytes }
             }
@@ -168,6 +169,11 @@ impl Running {
             }
             Err(_) => {}
         }
+    }
+
+    /// Sets the most that a copy reads in a second.
+    pub(super) fn set_copy_rate(&self, volume: &VolumeConfig) {
+        self.volume.capture().set_copy_rate(volume.copy_bytes_per_second());
     }
 
     /// Lets the shipper end once it has drained the ring, and ends copies; does not wait. Nobody

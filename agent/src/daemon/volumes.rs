@@ -84,6 +84,7 @@ impl Volumes {
                 );
             }
         };
+        running.set_copy_rate(volume);
         let served = self.serve(&running, &served)?;
         let entry = Entry {
             backing: volume.backing.clone(),
@@ -124,6 +125,14 @@ impl Volumes {
         };
         self.by_name.insert(name.to_owned(), Entry { stage, ..entry });
         Ok(())
+    }
+
+    /// Sets the most that copies of a served volume read in a second.
+    pub(super) fn set_copy_rate(&self, volume: &VolumeConfig) {
+        if let Some(Entry { stage: Stage::Served(running, _), .. }) = self.by_name.get(&volume.name)
+        {
+            running.set_copy_rate(volume);
+        }
     }
 
     /// Facts of a volume that can be attached.

@@ -262,7 +262,8 @@ impl Agent {
         let workers =
             Workers::start("serve", WORKERS, ExecutorConfig::default()).expect("executors");
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&random));
-        workers.spawn_on(0, move || copy::run(copied, source));
+        let timer = copy::EngineTimer::new(Arc::clone(&clock));
+        workers.spawn_on(0, move || copy::run(copied, source, timer));
         let shipper = Shipper::start(ShipperParts {
             facts: VolumeFacts {
                 id: volume.id(),
