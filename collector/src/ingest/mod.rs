@@ -6,9 +6,11 @@
 //! - [`session`]: the state machine of one session, pure;
 //! - [`volume`]: the one owner of a volume's journal and manifest, without threads;
 //! - [`writer`]: its thread, and the group commit; [`volumes`]: all of them;
+//! - [`compare`]: what differs from an agent's disk, and the thread that looks;
 //! - [`server`]: sockets and threads; [`port`]: the way back to a session;
 //! - [`manifest`]: what is known of a volume for good; [`observer`]: who is told.
 
+pub mod compare;
 mod connection;
 pub mod manifest;
 pub mod observer;

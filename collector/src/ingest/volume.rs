@@ -14,7 +14,7 @@ use std::time::Duration;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::RecordsBody;
 use tidemark_wire::limits::WINDOW_BYTES_MAX;
-use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Welcome};
+use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Standing, Welcome};
 use tidemark_wire::{Epoch, Seq, VolumeId, WallMicros};
 
 use super::manifest::Manifest;
@@ -91,6 +91,8 @@ pub struct Facts {
     pub recoverable_at: Option<Duration>,
     /// How far the copy is that is under way.
     pub copy: Option<Progress>,
+    /// How the agent's stream stands, as its newest session has told; `None` before the first.
+    pub standing: Option<Standing>,
     /// Why nothing can be appended.
     pub problem: Option<String>,
 }
@@ -108,7 +110,14 @@ impl<S: Storage> Volume<S> {
     #[must_use]
     pub fn new(dir: PathBuf, manifest: Manifest) -> Self {
         let id = manifest.volume;
-        let facts = Facts { manifest, live: None, recoverable_at: None, copy: None, problem: None };
+        let facts = Facts {
+            manifest,
+            live: None,
+            recoverable_at: None,
+            copy: None,
+            standing: None,
+            problem: None,
+        };
         Self { id, dir, facts: Mutex::new(facts), held: Mutex::new(None) }
     }
 
@@ -153,6 +162,11 @@ impl<S: Storage> Volume<S> {
     /// The agent told how far its copy is.
     pub fn set_progress(&self, progress: Progress) {
         self.lock().copy = Some(progress);
+    }
+
+    /// The agent told how its stream stands.
+    pub fn set_standing(&self, standing: Standing) {
+        self.lock().standing = Some(standing);
     }
 
     fn lock(&self) -> MutexGuard<'_, Facts> {
