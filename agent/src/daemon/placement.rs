@@ -9,10 +9,20 @@ use anyhow::bail;
 use crate::config::Config;
 use tidemark_block::engine::socket::Address;
 
-/// Refuses a configuration that places the agent's files on one of its volumes.
-pub(super) fn check(config: &Config) -> anyhow::Result<()> {
-    let mut own =
-        vec![("state_dir", config.state_dir.clone()), ("ring_dir", config.ring_dir.clone())];
+/// Refuses a configuration, the one of the file `config_path`, that places the agent's files on one
+/// of its volumes. `devices` are block devices that volumes are attached as, with the volumes'
+/// names.
+pub(super) fn check<'a>(
+    config: &Config,
+    config_path: &Path,
+    devices: impl Iterator<Item = (&'a str, &'a PathBuf)>,
+) -> anyhow::Result<()> {
+    let mut own = vec![
+        ("the configuration", config_path.to_owned()),
+        ("state_dir", config.state_dir.clone()),
+        ("ring_dir", config.ring_dir.clone()),
+        ("control_socket", config.control_socket.clone()),
+    ];
     own.extend(config.nbd.listen.iter().filter_map(|address| match address {
         Address::Unix(path) => Some(("[nbd] listen", path.clone())),
         Address::Tcp(_) => None,
@@ -47,6 +57,18 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
                     path.display(),
                     volume.backing.display(),
                     volume.name
+                );
+            }
+        }
+    }
+    for (volume, device) in devices {
+        for (key, path) in &own {
+            if holds(device, path) {
+                bail!(
+                    "{key} = {} lies on {}, as which volume {volume:?} is attached; place it on \
+                     another disk",
+                    path.display(),
+                    device.display()
                 );
             }
         }
