@@ -9,6 +9,7 @@
 //! - `writer`: append, group commit, sealing, latching after a failed write;
 //! - `recover`: what is done with the files at start, and with damage;
 //! - `reader`, `segment`, `index`, `span`, `files`, `cache`: what readers ask;
+//! - `places`: how much was journaled between two marks, whether anything was, and times;
 //! - `inspect`, `scan`: segment files without a journal around them.
 //!
 //! Order of locks: what is published, then the state of a segment, then the cache of open files;
@@ -19,6 +20,7 @@ mod files;
 pub mod format;
 mod index;
 mod inspect;
+mod places;
 mod reader;
 mod recover;
 mod scan;
