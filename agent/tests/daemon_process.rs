@@ -139,6 +139,34 @@ fn a_configuration_that_is_no_good_changes_nothing() {
 }
 
 #[test]
+fn what_can_not_work_is_found_without_running_it() {
+    let mut place = Place::new(&["one", "two"]);
+    let check = |place: &Place, from: &str, to: &str| {
+        let config = place.write_config();
+        let good = fs::read_to_string(&config).unwrap();
+        fs::write(&config, good.replace(from, to)).unwrap();
+        let checked = place.ask(&["check", "--config", config.to_str().unwrap()]);
+        assert_eq!(checked.status.code(), Some(2), "{from} {to}");
+        text(&checked.stderr)
+    };
+    let said = check(&place, "ring_mib = 4", "ring_mib = 4000");
+    assert!(said.contains("2 volume(s) take 8000 MiB together"), "{said}");
+    let all = "workers = 1\nring_total_mib = 1048576";
+    place.volumes = (0..16).map(|number| format!("v{number}")).collect();
+    let config = place.write_config();
+    let good = fs::read_to_string(&config).unwrap();
+    let huge = good.replace("workers = 1", all).replace("ring_mib = 4", "ring_mib = 65536");
+    fs::write(&config, huge).unwrap();
+    let checked = place.ask(&["check", "--config", config.to_str().unwrap()]);
+    let said = text(&checked.stderr);
+    assert!(said.contains("the change rings take 1048576 MiB together, and ring_dir"), "{said}");
+    place.volumes = vec!["one".into()];
+    place.table = format!("[fuse]\nmount = '{}'", place.path("").display());
+    let said = check(&place, "", "");
+    assert!(said.contains("lies in the FUSE directory"), "{said}");
+}
+
+#[test]
 fn a_second_agent_is_refused_with_the_firsts_pid() {
     let place = Place::new(&["one"]);
     let first = Agent::start(&place);
