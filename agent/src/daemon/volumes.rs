@@ -282,6 +282,7 @@ fn status(entry: &Entry) -> Option<VolumeStatus> {
         backing: entry.backing.clone(),
         size_bytes: volume.size_bytes(),
         standing: running.standing(),
+        connected: running.is_connected(),
         leaving,
         users: users as u64,
         ring_used_bytes: volume.capture().ring().used().bytes,
