@@ -90,10 +90,10 @@ fn an_agent_is_forgotten_until_it_comes_again() {
         catalog.put_volume(&row, WallMicros(4)).await.unwrap();
         assert!(catalog.agents().await.unwrap().is_empty());
         catalog.agent_seen(agent, WallMicros(5)).await.unwrap();
-        assert_eq!(catalog.agents().await.unwrap(), [AgentRow {
-            last_seen: WallMicros(5),
-            ..seen
-        }]);
+        assert_eq!(
+            catalog.agents().await.unwrap(),
+            [AgentRow { last_seen: WallMicros(5), ..seen }]
+        );
         catalog.forget_agent(agent, WallMicros(6)).await.unwrap();
         catalog.forget_volume(row.id).await.unwrap();
         catalog.agent_seen(agent, WallMicros(7)).await.unwrap();

@@ -51,7 +51,8 @@ impl<S: Storage> Desk<S> {
             return Err(Failure::conflict(format!("agent {agent} protects {}", kept.join(", ")))
                 .with_hint("retire its volumes first: tidemark volume retire VOLUME"));
         }
-        let id = agent.parse().map_err(|_| Failure::invalid(format!("{agent:?} is no identity")))?;
+        let id =
+            agent.parse().map_err(|_| Failure::invalid(format!("{agent:?} is no identity")))?;
         self.sources.catalog.forget_agent(id, self.sources.clock.wall()).await?;
         tracing::info!(agent, "an agent was forgotten");
         Ok(known.clone())

@@ -69,4 +69,3 @@ impl<S: Storage> Desk<S> {
         .await
     }
 }
-

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::RecordsBody;
 use tidemark_wire::limits::WINDOW_BYTES_MAX;
-use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Welcome};
+use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Standing, Welcome};
 use tidemark_wire::{Epoch, Seq, VolumeId, WallMicros};
 
 use super::change::Change;
@@ -96,6 +96,8 @@ pub struct Facts {
     pub recoverable_at: Option<Duration>,
     /// How far the copy is that is under way.
     pub copy: Option<Progress>,
+    /// How the agent's stream stands, as its newest session has told; `None` before the first.
+    pub standing: Option<Standing>,
     /// Why nothing can be appended.
     pub problem: Option<String>,
     /// The newest recovery point that is durable.
@@ -123,6 +125,7 @@ impl<S: Storage> Volume<S> {
             live: None,
             recoverable_at: None,
             copy: None,
+            standing: None,
             problem: None,
             newest_point: None,
             erasing: false,
@@ -194,6 +197,11 @@ impl<S: Storage> Volume<S> {
     /// The agent told how far its copy is.
     pub fn set_progress(&self, progress: Progress) {
         self.lock().copy = Some(progress);
+    }
+
+    /// The agent told how its stream stands.
+    pub fn set_standing(&self, standing: Standing) {
+        self.lock().standing = Some(standing);
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -406,7 +414,7 @@ impl<S: Storage> VolumeCore<S> {
             durable,
             span_open: self.span_open.unwrap_or(Seq(0)),
             window_bytes: WINDOW_BYTES_MAX,
-            seeded: false,
+            seeded: self.manifest.seeded && durable == Seq(0),
             last_time,
         })
     }
@@ -505,7 +513,12 @@ impl<S: Storage> VolumeCore<S> {
     }
 
     fn set_live(&mut self, live: Option<Live>) {
-        self.shared.lock().live.clone_from(&live);
+        {
+            let mut facts = self.shared.lock();
+            facts.live.clone_from(&live);
+            // What an earlier session has told says nothing of this one.
+            facts.standing = facts.standing.filter(|_| live.is_none());
+        }
         self.live = live;
     }
 

@@ -57,6 +57,30 @@ impl<S: Storage> View<S> {
         // Pinned first, so that nothing goes between the check and the list.
         let pin = reader.pin(at);
         reader.offerable(at)?;
+        Self::over(&reader, seed, at, pin)
+    }
+
+    /// Opens what is held at the newest durable record, also when it is no state of the volume:
+    /// within a span, where a comparison has to know what is held and nobody else may look. With
+    /// no record at all this is the seed.
+    ///
+    /// # Errors
+    /// `NotOffered` when a merge has gone past that record meanwhile; try again.
+    pub fn open_inside_span(
+        reader: &Arc<JournalReader<S>>,
+        seed: Arc<Seed<S>>,
+    ) -> Result<Self, ViewError> {
+        let at = reader.durable();
+        let pin = reader.pin(at);
+        Self::over(reader, seed, at, pin)
+    }
+
+    fn over(
+        reader: &Arc<JournalReader<S>>,
+        seed: Arc<Seed<S>>,
+        at: Seq,
+        pin: Pin<S>,
+    ) -> Result<Self, ViewError> {
         if at < seed.at() {
             return Err(NotOffered::BeforeStart { oldest: seed.at() }.into());
         }
