@@ -6,6 +6,7 @@
 //! events live only here. A crash may lose the newest of them. Events beyond [`EVENTS_MAX`] and ended
 //! jobs beyond [`JOBS_MAX`] are dropped, oldest first.
 
+mod agents;
 mod exports;
 mod history;
 mod points;
@@ -18,6 +19,7 @@ use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow};
 use tidemark_wire::WallMicros;
 
+pub use agents::AgentRow;
 pub use exports::{ExportRow, Front};
 pub use history::{EVENTS_MAX, EventRow, VolumeRow};
 pub use work::{JOBS_MAX, JobOutcome, JobRow, JobStatus};
@@ -29,7 +31,12 @@ pub const CATALOG_FILE: &str = "catalog.sqlite";
 
 /// What each version added to the one before; the first made everything. The number of those that
 /// a file has is in its `user_version`. A released one is never changed.
-const VERSIONS: [&str; 2] = [SCHEMA, exports::VERSION];
+const VERSIONS: [&str; 3] = [
+    SCHEMA,
+    exports::VERSION,
+    "ALTER TABLE agents ADD COLUMN forgotten_us INTEGER;
+      CREATE INDEX points_by_seq ON points (volume, seq);",
+];
 
 /// Identities are their text, times microseconds since the Unix epoch, sequence numbers and
 /// sizes the 64 bits of the unsigned number.

@@ -70,7 +70,7 @@ impl<S: Storage> Desk<S> {
         self: &Arc<Self>,
         new: api::NewExport,
     ) -> Result<api::ExportInfo> {
-        let wanted = Wanted::check(&new, self.sources.config.clone_bytes_max)?;
+        let wanted = Wanted::check(&new, self.sources.settings.now().clone_bytes_max)?;
         let place = self.exports.place()?;
         let (volume, state) = self.find_state(&new.volume, &new.at).await?;
         let view = self.open_view(&volume, &state).await?;
@@ -180,7 +180,7 @@ impl<S: Storage> Desk<S> {
     }
 
     fn clones_dir(&self) -> PathBuf {
-        self.sources.config.data_dir.join("clones")
+        self.sources.settings.now().data_dir.join("clones")
     }
 
     fn clone_dir(&self, id: u64) -> PathBuf {

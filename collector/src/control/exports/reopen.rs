@@ -51,7 +51,7 @@ impl<S: Storage> Desk<S> {
     }
 
     async fn mount_directory(self: &Arc<Self>) {
-        let Some(path) = self.sources.config.fuse_mount.clone() else { return };
+        let Some(path) = self.sources.settings.now().fuse_mount.clone() else { return };
         let mounted = blocking(move || ExportDirectory::mount(&path)).await;
         if let Err(error) = &mounted {
             let message = format!("there are no exports as files: {error}");
