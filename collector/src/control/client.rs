@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::api::{
     ErrorBody, ErrorInfo, Event, ExportInfo, Job, NewExport, NewPoint, NewRestore, PointInfo,
-    PointList, RecordPage, SegmentInfo, StateInfo, Status, VolumeStatus,
+    PointList, RecordPage, RestorePlan, SegmentInfo, StateInfo, Status, VolumeStatus,
 };
 
 /// Longest wait for one answer. Creating a point waits for the agent, so this is generous.
@@ -176,6 +176,14 @@ impl Client {
     /// As [`Client::status`].
     pub fn delete_export(&self, id: u64) -> Result<ExportInfo, ClientError> {
         self.call(Method::DELETE, &format!("/v1/exports/{id}"), Bytes::new())
+    }
+
+    /// What a restore would do; nothing is begun.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub fn plan_restore(&self, new: &NewRestore) -> Result<RestorePlan, ClientError> {
+        self.post("/v1/restores/plan", new)
     }
 
     /// Begins a restore.

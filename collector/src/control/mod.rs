@@ -14,8 +14,10 @@ mod extract;
 mod feed;
 mod jobs;
 mod listener;
+mod restores;
 pub mod server;
 mod status;
 mod volumes;
 
 pub use feed::{Feed, FeedTask};
+pub(crate) use jobs::interruption;

@@ -57,6 +57,7 @@ fn router<S: Storage>(desk: Arc<Desk<S>>) -> Router {
         .route("/v1/exports", get(exports::<S>).post(create_export::<S>))
         .route("/v1/exports/{id}", delete(delete_export::<S>))
         .route("/v1/restores", post(create_restore::<S>))
+        .route("/v1/restores/plan", post(plan_restore::<S>))
         .route("/v1/jobs", get(jobs::<S>))
         .route("/v1/jobs/{id}", get(job::<S>).delete(cancel_job::<S>))
         .route("/v1/events", get(events::<S>))
@@ -174,6 +175,13 @@ async fn create_restore<S: Storage>(
     Body(new): Body<api::NewRestore>,
 ) -> Answer<api::Job> {
     whole(async move { desk.create_restore(new).await }).await
+}
+
+async fn plan_restore<S: Storage>(
+    State(desk): At<S>,
+    Body(new): Body<api::NewRestore>,
+) -> Answer<api::RestorePlan> {
+    Ok(Json(desk.plan_restore(new).await?))
 }
 
 async fn jobs<S: Storage>(State(desk): At<S>) -> Answer<Vec<api::Job>> {

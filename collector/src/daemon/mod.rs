@@ -23,7 +23,7 @@ use self::data_dir::DataDir;
 use crate::catalog::{CATALOG_FILE, Catalog};
 use crate::config::{Address, Config};
 use crate::control::desk::{Desk, Sources};
-use crate::control::{Feed, FeedTask, server};
+use crate::control::{Feed, FeedTask, interruption, server};
 use crate::error::{Failure, Result, Severity};
 use crate::ingest::observer::Observer;
 use crate::ingest::server::IngestServer;
@@ -152,7 +152,9 @@ async fn settle(
     clock: &dyn Clock,
 ) -> Result<()> {
     let now = clock.wall();
-    catalog.end_stale_jobs(now).await?;
+    for job in catalog.end_stale_jobs(now).await? {
+        feed.event(Severity::Warning, Some(&job.volume), interruption(&job));
+    }
     for export in catalog.end_stale_exports(now).await? {
         let message = format!(
             "export {} of volume {} on {} has ended with the collector",

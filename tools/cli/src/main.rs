@@ -10,6 +10,7 @@ mod console;
 mod event;
 mod export;
 mod failure;
+mod follow;
 mod interrupt;
 mod job;
 mod journal;
