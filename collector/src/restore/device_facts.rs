@@ -87,7 +87,8 @@ impl DeviceFacts {
         let field = |name: &str| {
             let value =
                 found.lines().find_map(|line| line.strip_prefix(name))?.strip_prefix('=')?;
-            Some(value.to_owned())
+            // Blkid writes it as a shell would need it.
+            Some(value.replace('\\', ""))
         };
         if let Some(table) = field("PTTYPE") {
             return Some(format!("partition table {table}"));
