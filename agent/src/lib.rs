@@ -4,8 +4,9 @@
 //! into the change [`ring`] while the backing store writes; the [`shipper`] takes it from there
 //! to the collector. [`capture`] is the stream that they share: the ring, and whether every
 //! change is in it. [`copy`] brings a collector level that has no copy, or a gap. [`state`] is
-//! what is kept across restarts. [`daemon`] puts it all together.
+//! what is kept across restarts. [`attach`] makes block devices of served volumes. [`daemon`] puts it all together.
 
+pub mod attach;
 pub mod capture;
 pub mod clock;
 pub mod config;

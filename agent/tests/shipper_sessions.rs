@@ -21,7 +21,7 @@ use tidemark_agent::state::{KeptState, StateFile, VolumeState};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
 use tidemark_wire::session::{Ack, Hello, Refuse, RefuseReason, Welcome};
-use tidemark_wire::{AgentId, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId};
+use tidemark_wire::{AgentId, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros};
 
 const JOURNAL: JournalId = JournalId::from_bytes([5; 16]);
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -78,6 +78,8 @@ impl Connection {
             durable: Seq(durable),
             span_open: Seq(0),
             window_bytes: 1 << 20,
+            seeded: false,
+            last_time: WallMicros(0),
         };
         self.send(FrameKind::Welcome, |body| welcome.encode(body));
     }

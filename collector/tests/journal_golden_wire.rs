@@ -9,11 +9,19 @@ mod journal_support;
 use std::path::PathBuf;
 
 use journal_support::golden;
-use tidemark_wire::body::Bookmark;
+use tidemark_wire::body::{Bookmark, GapReason};
+use tidemark_wire::compare::{
+    Compare, Differ, DifferNode, LEAF_BYTES, LeafHash, NODE_BYTES, NodeRange, leaf_hash, node_hash,
+};
 use tidemark_wire::frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameKind, RecordsBody};
 use tidemark_wire::frame::{RECORDS_HEADER_BYTES, RecordsHeader};
-use tidemark_wire::session::{Ack, Hello, Progress, Refuse, RefuseReason, Token, Welcome};
-use tidemark_wire::{AgentId, DecodeErrorKind, Epoch, JournalId, Seq, Timeline, VolumeId};
+use tidemark_wire::session::{
+    Ack, Hello, Instruct, InstructKind, Progress, Refuse, RefuseReason, Standing, StandingState,
+    Token, Welcome,
+};
+use tidemark_wire::{
+    AgentId, DecodeErrorKind, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros,
+};
 use zerocopy::IntoBytes;
 
 fn path(name: &str) -> PathBuf {
@@ -43,6 +51,8 @@ fn welcome() -> Welcome {
         durable: Seq(0x20),
         span_open: Seq(0),
         window_bytes: 4 << 20,
+        seeded: true,
+        last_time: WallMicros(1_700_000_000_000_000),
     }
 }
 
@@ -52,6 +62,27 @@ fn refuse() -> Refuse {
 
 fn progress() -> Progress {
     Progress { done_bytes: 7.into(), total_bytes: 9.into(), sent_bytes: 5.into() }
+}
+
+/// Two nodes of a volume that ends in the second one's third leaf.
+fn nodes() -> NodeRange {
+    NodeRange::new(NODE_BYTES, NODE_BYTES + 2 * LEAF_BYTES + 512).unwrap()
+}
+
+fn compare() -> Compare {
+    let hash = |text: &str| node_hash(&[leaf_hash(text.as_bytes()), LeafHash::ZERO]);
+    let nodes_of = vec![hash("one"), hash("two")];
+    Compare { id: [0xC0; 16], min_seq: Seq(0x21), range: nodes(), nodes: nodes_of }
+}
+
+fn differ() -> Differ {
+    let leaves = vec![leaf_hash(b"three"), LeafHash::UNKNOWN, LeafHash::of_zeroes(512)];
+    Differ { id: [0xC0; 16], range: nodes(), nodes: vec![DifferNode { index: 1, leaves }] }
+}
+
+fn standing() -> Standing {
+    let since = WallMicros(1_700_000_000_000_001);
+    Standing { state: StandingState::Lost, reason: Some(GapReason::RingFull), since }
 }
 
 fn records_body() -> Vec<u8> {
@@ -91,6 +122,14 @@ fn bodies() -> Vec<(&'static str, FrameKind, Vec<u8>)> {
         ),
         ("progress", FrameKind::Progress, body(&|out| progress().encode(out))),
         ("goodbye", FrameKind::Goodbye, Vec::new()),
+        ("compare", FrameKind::Compare, body(&|out| compare().encode(out))),
+        ("differ", FrameKind::Differ, body(&|out| differ().encode(out))),
+        (
+            "instruct",
+            FrameKind::Instruct,
+            body(&|out| Instruct { what: InstructKind::Pause }.encode(out)),
+        ),
+        ("standing", FrameKind::Standing, body(&|out| standing().encode(out))),
     ]
 }
 
@@ -132,6 +171,10 @@ fn golden_frames_say_what_was_put_in() {
     assert_eq!(Ack::decode(&read("ack").1).unwrap().durable.get(), 0x26);
     assert_eq!(Token::decode(&read("token").1).unwrap().token.get(), 77);
     assert_eq!(Progress::decode(&read("progress").1).unwrap(), progress());
+    assert_eq!(Compare::decode(&read("compare").1).unwrap(), compare());
+    assert_eq!(Differ::decode(&read("differ").1).unwrap(), differ());
+    assert_eq!(Instruct::decode(&read("instruct").1).unwrap().what, InstructKind::Pause);
+    assert_eq!(Standing::decode(&read("standing").1).unwrap(), standing());
     let bookmark = Bookmark::decode(&read("bookmark-request").1).unwrap();
     assert_eq!(bookmark, golden::bookmark("before the upgrade"));
 

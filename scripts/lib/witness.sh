@@ -6,6 +6,7 @@
 #   journal_records NAME DIR      the whole journal of a volume as JSON, one file for each segment
 
 witness_disk() {
+    # shellcheck disable=SC2034  # for the script that sources this
     WITNESS=$SANDBOX/witness.txt
     WITNESS_BASE=$SANDBOX/source/$1.img
     tidemark-load witness base --file "$WITNESS_BASE" --size-mib "$2"

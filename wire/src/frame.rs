@@ -26,7 +26,7 @@ const MAGIC: [u8; 4] = *b"TMKW";
 const WHAT: &str = "frame";
 
 /// What a frame holds. The numbers are part of the format; those that are missing below 32 are
-/// reserved for the resynchronization's hashes, repair reads, group cuts and the relay.
+/// reserved for repair reads, group cuts and the relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
@@ -48,6 +48,14 @@ pub enum FrameKind {
     Progress = 8,
     /// Either: nothing more follows; empty body.
     Goodbye = 9,
+    /// Agent: which nodes differ ([`crate::compare::Compare`]).
+    Compare = 10,
+    /// Collector: these do ([`crate::compare::Differ`]).
+    Differ = 11,
+    /// Collector: what a person wants of the agent ([`crate::session::Instruct`]).
+    Instruct = 12,
+    /// Agent: whether its stream is whole, and why not ([`crate::session::Standing`]).
+    Standing = 13,
 }
 
 impl FrameKind {
@@ -64,6 +72,10 @@ impl FrameKind {
             7 => Self::BookmarkRequest,
             8 => Self::Progress,
             9 => Self::Goodbye,
+            10 => Self::Compare,
+            11 => Self::Differ,
+            12 => Self::Instruct,
+            13 => Self::Standing,
             _ => return None,
         })
     }

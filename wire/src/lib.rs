@@ -4,7 +4,8 @@
 //! What a write becomes here: the agent describes it in a [`record::RecordHeader`] with one
 //! checksum per 4 KiB piece of payload ([`checksum`]), the shipper packs records into
 //! [`frame`]s, and a session is opened, acknowledged and refused by the messages in
-//! [`session`]. The collector stores records byte for byte as they came in.
+//! [`session`]. A copy of the volume is compared by the messages in [`compare`]. The collector
+//! stores records byte for byte as they came in.
 //!
 //! All integers are little-endian. Each struct that is bytes on a wire or a disk is `repr(C)`
 //! with its offsets asserted beside it; that struct is the documentation of the format.
@@ -12,6 +13,7 @@
 pub mod body;
 pub mod checksum;
 pub mod codec;
+pub mod compare;
 pub mod error;
 pub mod frame;
 pub mod id;

@@ -32,3 +32,6 @@ pub const COUNTER_MAX: u64 = 1 << 56;
 
 /// Largest volume, in bytes: 1 PiB, what a segment's index can address.
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
+
+/// Nodes that one question of a comparison may ask for; its answer then has at most 66 KiB.
+pub const COMPARE_NODES_MAX: usize = 64;

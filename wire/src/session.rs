@@ -3,8 +3,9 @@
 //! ```text
 //! agent      Hello ───────────────▶
 //!                  ◀─────────────── Welcome (or Refuse)      collector
-//!            Records, Progress ───▶
-//!                  ◀─────────────── Ack, Token, BookmarkRequest
+//!            Standing, Records,
+//!            Progress, Compare ───▶
+//!                  ◀─────────────── Ack, Token, BookmarkRequest, Differ, Instruct
 //!            Goodbye ─────────────▶
 //! ```
 //! The agent decides from [`Welcome`] whether the stream fits: it does when the journal is the
@@ -18,10 +19,10 @@ use std::mem::size_of;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::body::{cut, take_text, text_len};
+use crate::body::{GapReason, cut, take_text, text_len};
 use crate::error::DecodeError;
 use crate::frame::WIRE_VERSION;
-use crate::id::{AgentId, Epoch, JournalId, Seq, Timeline, VolumeId};
+use crate::id::{AgentId, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 use crate::limits::{COUNTER_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX, VOLUME_BYTES_MAX};
 
 /// The agent's opening.
@@ -148,7 +149,16 @@ pub struct Welcome {
     pub span_open: Seq,
     /// Bytes of records that may be on their way without an acknowledgement.
     pub window_bytes: u32,
+    /// The image below the journal is not all zero, also while `durable` is 0: zeroes can't be
+    /// left out of a copy into it.
+    pub seeded: bool,
+    /// Time of the newest durable record, or of the image below the journal; 0 when there is
+    /// none. No later record of the timeline has a smaller one.
+    pub last_time: WallMicros,
 }
+
+/// Bit of the welcome's flags: [`Welcome::seeded`].
+const FLAG_SEEDED: u16 = 1;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -162,15 +172,16 @@ struct WelcomeFixed {
     span_open: U64,
     window_bytes: U32,
     reserved: U32,
+    last_time_us: U64,
 }
-const _: () = assert!(size_of::<WelcomeFixed>() == 56);
+const _: () = assert!(size_of::<WelcomeFixed>() == 64);
 
 impl Welcome {
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let fixed = WelcomeFixed {
             version: WIRE_VERSION.into(),
-            flags: 0.into(),
+            flags: if self.seeded { FLAG_SEEDED } else { 0 }.into(),
             timeline: self.timeline.0.into(),
             journal: self.journal.to_bytes(),
             epoch: self.epoch.0.into(),
@@ -178,6 +189,7 @@ impl Welcome {
             span_open: self.span_open.0.into(),
             window_bytes: self.window_bytes.into(),
             reserved: 0.into(),
+            last_time_us: self.last_time.0.into(),
         };
         out.extend_from_slice(fixed.as_bytes());
     }
@@ -194,7 +206,9 @@ impl Welcome {
             let detail = format!("the collector chose version {}", fixed.version);
             return Err(DecodeError::field(WHAT, detail));
         }
-        check_counters(WHAT, &[fixed.epoch.get(), fixed.durable.get(), fixed.span_open.get()])?;
+        let times = fixed.last_time_us.get();
+        let counters = [fixed.epoch.get(), fixed.durable.get(), fixed.span_open.get(), times];
+        check_counters(WHAT, &counters)?;
         Ok(Self {
             journal: JournalId::from_bytes(fixed.journal),
             timeline: Timeline(fixed.timeline.get()),
@@ -202,14 +216,18 @@ impl Welcome {
             durable: Seq(fixed.durable.get()),
             span_open: Seq(fixed.span_open.get()),
             window_bytes: fixed.window_bytes.get(),
+            seeded: fixed.flags.get() & FLAG_SEEDED != 0,
+            last_time: WallMicros(fixed.last_time_us.get()),
         })
     }
 }
 
-/// Refuses numbers from which a receiver could not go on counting.
+/// Refuses numbers (and times) from which a receiver could not go on counting.
 fn check_counters(what: &'static str, counters: &[u64]) -> Result<(), DecodeError> {
     match counters.iter().find(|counter| **counter > COUNTER_MAX) {
-        Some(counter) => Err(DecodeError::field(what, format!("a number or epoch of {counter}"))),
+        Some(counter) => {
+            Err(DecodeError::field(what, format!("a number, epoch or time of {counter}")))
+        }
         None => Ok(()),
     }
 }
@@ -230,6 +248,8 @@ pub enum RefuseReason {
     Stopping = 5,
     /// The collector found the data damaged on receipt; send again.
     Damaged = 6,
+    /// A person has retired the volume; it may be taken back.
+    Retired = 7,
 }
 
 impl RefuseReason {
@@ -243,6 +263,7 @@ impl RefuseReason {
             4 => Self::Mismatch,
             5 => Self::Stopping,
             6 => Self::Damaged,
+            7 => Self::Retired,
             _ => return None,
         })
     }
@@ -350,24 +371,150 @@ pub struct Progress {
 }
 fixed_message!(Progress, "progress", 24);
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What a person wants of the agent. The numbers are part of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum InstructKind {
+    /// Changes are not captured until a person wants them to be again.
+    Pause = 1,
+    /// Changes are captured again, and what was missed is copied.
+    Resume = 2,
+    /// The whole volume is compared with the collector's copy.
+    Compare = 3,
+}
 
-    #[test]
-    fn a_number_from_which_nobody_can_count_on_is_refused() {
-        for durable in [COUNTER_MAX, COUNTER_MAX + 1, u64::MAX] {
-            let welcome = Welcome {
-                journal: JournalId::NIL,
-                timeline: Timeline(1),
-                epoch: Epoch(1),
-                durable: Seq(durable),
-                span_open: Seq(0),
-                window_bytes: 0,
-            };
-            let mut body = Vec::new();
-            welcome.encode(&mut body);
-            assert_eq!(Welcome::decode(&body).is_ok(), durable == COUNTER_MAX, "{durable}");
-        }
+impl InstructKind {
+    /// From its number in the format.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Pause,
+            2 => Self::Resume,
+            3 => Self::Compare,
+            _ => return None,
+        })
     }
 }
+
+/// The collector hands on what a person wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruct {
+    /// What.
+    pub what: InstructKind,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct InstructFixed {
+    what: u8,
+    reserved: [u8; 7],
+}
+const _: () = assert!(size_of::<InstructFixed>() == 8);
+
+impl Instruct {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let fixed = InstructFixed { what: self.what as u8, reserved: [0; 7] };
+        out.extend_from_slice(fixed.as_bytes());
+    }
+
+    /// Decodes a body.
+    ///
+    /// # Errors
+    /// `Truncated` or `Field`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        const WHAT: &str = "instruction";
+        let (fixed, _) = InstructFixed::ref_from_prefix(bytes)
+            .map_err(|_| DecodeError::truncated(WHAT, bytes.len(), size_of::<InstructFixed>()))?;
+        let what = InstructKind::from_byte(fixed.what)
+            .ok_or_else(|| DecodeError::field(WHAT, format!("number {}", fixed.what)))?;
+        Ok(Self { what })
+    }
+}
+
+/// Whether the agent's stream is whole. The numbers are part of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum StandingState {
+    /// Every change is captured and no copy is wanted.
+    Whole = 1,
+    /// Every change is captured, and a copy runs that closes what was missed.
+    Copying = 2,
+    /// Changes are not captured until a copy has begun.
+    Lost = 3,
+    /// Changes are not captured, because a person wants it so.
+    Paused = 4,
+}
+
+impl StandingState {
+    /// From its number in the format.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Whole,
+            2 => Self::Copying,
+            3 => Self::Lost,
+            4 => Self::Paused,
+            _ => return None,
+        })
+    }
+}
+
+/// The agent tells how its stream stands: after the welcome and at each change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// How it stands.
+    pub state: StandingState,
+    /// Why it is not whole; `None` when it is, and for a first copy.
+    pub reason: Option<GapReason>,
+    /// Since when, by the agent's wall clock.
+    pub since: WallMicros,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct StandingFixed {
+    state: u8,
+    reason: u8,
+    reserved: [u8; 6],
+    since_us: U64,
+}
+const _: () = assert!(size_of::<StandingFixed>() == 16);
+
+impl Standing {
+    /// Appends the body.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let fixed = StandingFixed {
+            state: self.state as u8,
+            reason: self.reason.map_or(0, |reason| reason as u8),
+            reserved: [0; 6],
+            since_us: self.since.0.into(),
+        };
+        out.extend_from_slice(fixed.as_bytes());
+    }
+
+    /// Decodes a body.
+    ///
+    /// # Errors
+    /// `Truncated` or `Field`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        const WHAT: &str = "standing";
+        let (fixed, _) = StandingFixed::ref_from_prefix(bytes)
+            .map_err(|_| DecodeError::truncated(WHAT, bytes.len(), size_of::<StandingFixed>()))?;
+        let state = StandingState::from_byte(fixed.state)
+            .ok_or_else(|| DecodeError::field(WHAT, format!("state {}", fixed.state)))?;
+        let reason = match fixed.reason {
+            0 => None,
+            number => Some(
+                GapReason::from_number(number.into())
+                    .ok_or_else(|| DecodeError::field(WHAT, format!("reason {number}")))?,
+            ),
+        };
+        check_counters(WHAT, &[fixed.since_us.get()])?;
+        Ok(Self { state, reason, since: WallMicros(fixed.since_us.get()) })
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -157,7 +157,7 @@ impl PendingTokens {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidemark_wire::{AgentId, Epoch, Timeline, VolumeId};
+    use tidemark_wire::{AgentId, Epoch, Timeline, VolumeId, WallMicros};
 
     const OURS: JournalId = JournalId::from_bytes([1; 16]);
     const OTHER: JournalId = JournalId::from_bytes([2; 16]);
@@ -186,6 +186,8 @@ mod tests {
             durable: Seq(durable),
             span_open: Seq(span_open),
             window_bytes: 1 << 20,
+            seeded: false,
+            last_time: WallMicros(0),
         }
     }
 

@@ -35,6 +35,8 @@ fn welcome(epoch: u64, durable: u64) -> Welcome {
         durable: Seq(durable),
         span_open: Seq(0),
         window_bytes: 1 << 20,
+        seeded: false,
+        last_time: WallMicros(0),
     }
 }
 

@@ -1,0 +1,409 @@
+//! Volumes as block devices of this machine: the kernel's NBD client, or a loop device over the
+//! FUSE directory.
+//!
+//! In: a volume that the daemon serves, and where. Out: the path of a device that has answered a
+//! read, later its end. The state is the kernel's; what identifies a device is in [`Attached`],
+//! which the caller keeps in a file. A crash of the agent leaves the device: an NBD device waits
+//! for the next agent, which takes it over with [`reattach`]; a loop device loses its file and
+//! has to be made anew. A restart of the machine leaves nothing.
+//!
+//! All calls block, and the daemon has to serve meanwhile. What may wait for the daemon's own
+//! answer runs [`apart`], so that a kill of the agent can't leave it waiting for itself; each such
+//! step is bounded in time.
+
+mod apart;
+mod device;
+mod error;
+mod genetlink;
+mod loop_device;
+mod nbd_handshake;
+mod nbd_kernel;
+mod usage;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tidemark_block::engine::socket::Address;
+use tidemark_wire::VolumeId;
+
+use crate::clock::{Clock, SystemClock};
+pub use error::{AttachError, AttachErrorKind};
+
+/// Most connections of one NBD device; more are cut to this.
+pub const CONNECTIONS_MAX: u32 = 64;
+
+/// How long a new device, or one that is taken over, may take for its first answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the flush before the end may take.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(600);
+/// How long programs that look at every device, as udev does, are waited for.
+const OPENER_PATIENCE: Duration = Duration::from_secs(3);
+const OPENER_PAUSE: Duration = Duration::from_millis(50);
+
+const UBLK_MISSING: &str = "ublk is not built into this version of tidemark-agent";
+
+/// A way to make a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// The kernel's NBD client.
+    Nbd,
+    /// User-space block devices over io_uring.
+    Ublk,
+    /// A loop device over a file of the FUSE directory.
+    Loop,
+}
+
+/// A text that names no [`Via`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no way to attach a volume; there are nbd, ublk and loop")]
+pub struct ViaError {
+    text: String,
+}
+
+impl FromStr for Via {
+    type Err = ViaError;
+
+    fn from_str(text: &str) -> Result<Self, ViaError> {
+        match text {
+            "nbd" => Ok(Self::Nbd),
+            "ublk" => Ok(Self::Ublk),
+            "loop" => Ok(Self::Loop),
+            _ => Err(ViaError { text: text.to_owned() }),
+        }
+    }
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nbd => "nbd",
+            Self::Ublk => "ublk",
+            Self::Loop => "loop",
+        })
+    }
+}
+
+/// The ways of this machine; where one is missing, why, for a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ways {
+    /// The kernel's NBD client.
+    pub nbd: Result<(), String>,
+    /// ublk.
+    pub ublk: Result<(), String>,
+    /// Loop devices.
+    pub loop_: Result<(), String>,
+}
+
+/// Looks which ways this machine has. Changes nothing: a module that could be loaded is missing
+/// until [`attach`] loads it.
+#[must_use]
+pub fn probe() -> Ways {
+    Ways {
+        nbd: nbd_kernel::probe(),
+        ublk: Err(UBLK_MISSING.to_owned()),
+        loop_: loop_device::probe(),
+    }
+}
+
+/// A volume that the daemon serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// Its name, which is also that of the NBD export.
+    pub volume: &'a str,
+    /// Its identity, by which an NBD device is found again.
+    pub id: VolumeId,
+    /// Its size.
+    pub size_bytes: u64,
+    /// The block size that the device is to have.
+    pub block_bytes: u32,
+    /// Where the daemon serves NBD, if it does.
+    pub nbd: Option<&'a Address>,
+    /// The volume's file in the FUSE directory, if there is one.
+    pub fuse_file: Option<&'a Path>,
+}
+
+/// How an NBD device behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Connections of one device, 1 to [`CONNECTIONS_MAX`].
+    pub nbd_connections: u32,
+    /// After this time the kernel gives a connection up and sends the request over another one.
+    /// 0: never with one connection; with several the kernel does so after 30 s.
+    pub request_seconds_max: u64,
+    /// How long requests wait for a new agent when all connections are dead; then they fail.
+    pub dead_connection_seconds: u64,
+}
+
+/// A device, as the caller keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// How it was made.
+    pub via: Via,
+    /// Its path, as `/dev/nbd0`.
+    pub device: PathBuf,
+    /// What tells it from other devices: the NBD device's backend identifier, or the file of the
+    /// loop device.
+    pub identifier: String,
+    /// What could not be had, for a person.
+    pub notes: Vec<String>,
+}
+
+/// What became of a device while no agent ran.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reattached {
+    /// It answers, with nothing lost.
+    Answers,
+    /// It is there, but what it had has ended with the old agent: every request fails. What to do
+    /// is in the text.
+    Dead(String),
+    /// There is no such device any more, and its record can go; why is in the text.
+    Gone(String),
+}
+
+/// Makes a block device of a volume; without `via` the best way that this machine and the
+/// configuration have. Returns when the device has answered a read.
+///
+/// # Errors
+/// [`AttachErrorKind::Unavailable`] when the way is not there, [`AttachErrorKind::InUse`] when the
+/// volume has a device already, and what the server or the kernel refused. Nothing stays attached
+/// then.
+pub fn attach(
+    source: &Source<'_>,
+    options: &Options,
+    via: Option<Via>,
+) -> Result<Attached, AttachError> {
+    let attached = match choose(source, via)? {
+        Via::Nbd => attach_nbd(source, options)?,
+        Via::Ublk => return Err(unavailable(source.volume, UBLK_MISSING)),
+        Via::Loop => attach_loop(source)?,
+    };
+    if let Err(error) = try_read(&attached.device) {
+        if let Err(second) = take_down(&attached, ANSWER_PATIENCE, false) {
+            tracing::warn!("{second}; take {} down by hand", attached.device.display());
+        }
+        return Err(error);
+    }
+    for note in &attached.notes {
+        tracing::warn!(volume = source.volume, "{}: {note}", attached.device.display());
+    }
+    Ok(attached)
+}
+
+/// Flushes a device and takes it down.
+///
+/// # Errors
+/// [`AttachErrorKind::InUse`] with its users while it is mounted, in use as swap, held by another
+/// device or opened by another process; [`AttachErrorKind::Flush`]; [`AttachErrorKind::Gone`] when
+/// the device is not there any more or is another one by now. It stays as it is in all of them.
+pub fn detach(attached: &Attached) -> Result<(), AttachError> {
+    if !is_there(attached) {
+        return Err(gone(attached));
+    }
+    refuse_users(&attached.device)?;
+    let is_dead = try_read(&attached.device).is_err();
+    if is_dead {
+        // Nothing can be brought onto the volume any more, and nothing is kept by leaving it.
+        tracing::warn!(
+            "{} does not answer; it is taken down without a flush",
+            attached.device.display()
+        );
+    }
+    take_down(attached, FLUSH_PATIENCE, !is_dead)?;
+    let clock = SystemClock::default();
+    let deadline = clock.monotonic() + OPENER_PATIENCE;
+    while is_there(attached) {
+        if clock.monotonic() > deadline {
+            return Err(AttachError::new(
+                AttachErrorKind::InUse,
+                attached.device.display().to_string(),
+                "was opened by somebody at the last moment; it goes when they let go of it",
+            ));
+        }
+        clock.sleep(OPENER_PAUSE);
+    }
+    Ok(())
+}
+
+/// Takes over a device that an earlier agent made.
+///
+/// # Errors
+/// What the server or the kernel refused; the device then still waits for an agent, and the call
+/// can be made again.
+pub fn reattach(
+    attached: &Attached,
+    source: &Source<'_>,
+    options: &Options,
+) -> Result<Reattached, AttachError> {
+    if !is_there(attached) {
+        return Ok(Reattached::Gone(gone(attached).to_string()));
+    }
+    match attached.via {
+        Via::Nbd => {
+            let target = nbd_target(source, options)?;
+            let device = attached.device.clone();
+            apart::run(&attached.device, ANSWER_PATIENCE, move || {
+                nbd_kernel::reconnect(&device, &target)
+            })?;
+            try_read(&attached.device)?;
+            Ok(Reattached::Answers)
+        }
+        Via::Ublk => Err(unavailable(source.volume, UBLK_MISSING)),
+        Via::Loop => match try_read(&attached.device) {
+            Ok(()) => Ok(Reattached::Answers),
+            Err(error) => Ok(Reattached::Dead(format!(
+                "{error}; the agent that served it has ended. Unmount what is on it, then \
+                 'tidemark-agent detach {0}' and 'tidemark-agent attach {0}'",
+                source.volume
+            ))),
+        },
+    }
+}
+
+/// The way to go: the one asked for, or the first that is there.
+fn choose(source: &Source<'_>, via: Option<Via>) -> Result<Via, AttachError> {
+    let nbd = || {
+        source.nbd.ok_or("the agent serves no NBD; set listen in [nbd] of its configuration")?;
+        nbd_kernel::load_module();
+        nbd_kernel::probe()
+    };
+    let over_loop = || {
+        source.fuse_file.ok_or("there is no FUSE directory; set mount in [fuse]")?;
+        loop_device::probe()
+    };
+    match via {
+        Some(Via::Nbd) => nbd().map_err(|why| unavailable(source.volume, &why)).map(|()| Via::Nbd),
+        Some(Via::Ublk) => Err(unavailable(source.volume, UBLK_MISSING)),
+        Some(Via::Loop) => {
+            over_loop().map_err(|why| unavailable(source.volume, &why)).map(|()| Via::Loop)
+        }
+        None => match (nbd(), over_loop()) {
+            (Ok(()), _) => Ok(Via::Nbd),
+            (_, Ok(())) => Ok(Via::Loop),
+            (Err(no_nbd), Err(no_loop)) => {
+                let text = format!("nbd: {no_nbd}; {UBLK_MISSING}; loop: {no_loop}");
+                Err(unavailable(source.volume, &text))
+            }
+        },
+    }
+}
+
+fn attach_nbd(source: &Source<'_>, options: &Options) -> Result<Attached, AttachError> {
+    let target = nbd_target(source, options)?;
+    let identifier = target.identifier.clone();
+    if let Some(device) = nbd_kernel::find(&identifier) {
+        return Err(has_device(source.volume, &device));
+    }
+    let volume = PathBuf::from(source.volume);
+    let (device, mut notes) =
+        apart::run(&volume, ANSWER_PATIENCE, move || nbd_kernel::connect(&target))?;
+    notes.extend(unreachable_tail(source));
+    Ok(Attached { via: Via::Nbd, device, identifier, notes })
+}
+
+fn nbd_target(source: &Source<'_>, options: &Options) -> Result<nbd_kernel::Target, AttachError> {
+    let address =
+        source.nbd.ok_or_else(|| unavailable(source.volume, "the agent serves no NBD"))?;
+    Ok(nbd_kernel::Target {
+        address: address.clone(),
+        export: source.volume.to_owned(),
+        identifier: format!("tidemark-{}", source.id),
+        size_bytes: source.size_bytes,
+        block_bytes: source.block_bytes,
+        options: *options,
+    })
+}
+
+fn attach_loop(source: &Source<'_>) -> Result<Attached, AttachError> {
+    let file = source.fuse_file.ok_or_else(|| unavailable(source.volume, "no FUSE directory"))?;
+    let file = std::fs::canonicalize(file).map_err(|error| {
+        AttachError::io(AttachErrorKind::Server, file, "is not in the FUSE directory", error)
+    })?;
+    let identifier = file.display().to_string();
+    if let Some(device) = loop_device::find(&identifier) {
+        return Err(has_device(source.volume, &device));
+    }
+    let (place, block_bytes) = (file.clone(), source.block_bytes);
+    let loop_device::Made { device, mut notes } =
+        apart::run(&place, ANSWER_PATIENCE, move || loop_device::make(&file, block_bytes))?;
+    notes.extend(unreachable_tail(source));
+    Ok(Attached { via: Via::Loop, device, identifier, notes })
+}
+
+/// A device has whole blocks only.
+fn unreachable_tail(source: &Source<'_>) -> Option<String> {
+    let tail = source.size_bytes % u64::from(source.block_bytes.max(1));
+    (tail != 0).then(|| {
+        format!("the volume's last {tail} bytes are less than a block and can't be reached on it")
+    })
+}
+
+fn try_read(device: &Path) -> Result<(), AttachError> {
+    let path = device.to_owned();
+    apart::run(device, ANSWER_PATIENCE, move || device::answers(&path))
+}
+
+/// Takes the device down while it is held exclusively, so that nobody begins to use it.
+fn take_down(attached: &Attached, patience: Duration, flush: bool) -> Result<(), AttachError> {
+    let Attached { via, device: path, .. } = attached.clone();
+    apart::run(&attached.device, patience, move || {
+        let file = device::open_exclusively(&path)?;
+        if flush {
+            device::flush(&path, &file)?;
+        }
+        match via {
+            Via::Nbd => nbd_kernel::disconnect(&path),
+            Via::Ublk => Err(unavailable(&path.display().to_string(), UBLK_MISSING)),
+            Via::Loop => loop_device::clear(&path, &file),
+        }
+    })
+}
+
+/// Refuses when somebody uses the device; who only has it open gets a moment to let go.
+fn refuse_users(device: &Path) -> Result<(), AttachError> {
+    let clock = SystemClock::default();
+    let deadline = clock.monotonic() + OPENER_PATIENCE;
+    loop {
+        let users = usage::users(device).map_err(|source| {
+            let doing = "can't see who uses it";
+            AttachError::io(AttachErrorKind::Kernel, device, doing, source)
+        })?;
+        if users.is_empty() {
+            return Ok(());
+        }
+        if !users.holders.is_empty() || clock.monotonic() > deadline {
+            let text = format!("is in use: {}; end that first", users.text());
+            let device = device.display().to_string();
+            return Err(AttachError::new(AttachErrorKind::InUse, device, text));
+        }
+        clock.sleep(OPENER_PAUSE);
+    }
+}
+
+fn is_there(attached: &Attached) -> bool {
+    match attached.via {
+        Via::Nbd => nbd_kernel::is_ours(&attached.device, &attached.identifier),
+        Via::Ublk => false,
+        Via::Loop => loop_device::is_over(&attached.device, &attached.identifier),
+    }
+}
+
+fn gone(attached: &Attached) -> AttachError {
+    AttachError::new(
+        AttachErrorKind::Gone,
+        attached.device.display().to_string(),
+        format!("does not belong to {} any more", attached.identifier),
+    )
+}
+
+fn has_device(volume: &str, device: &Path) -> AttachError {
+    let text = format!("has a device already: {}; detach that first", device.display());
+    AttachError::new(AttachErrorKind::InUse, volume, text)
+}
+
+fn unavailable(subject: &str, why: &str) -> AttachError {
+    AttachError::new(AttachErrorKind::Unavailable, subject, why)
+}

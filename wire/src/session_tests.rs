@@ -1,0 +1,78 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn welcome(durable: u64) -> Welcome {
+    Welcome {
+        journal: JournalId::NIL,
+        timeline: Timeline(1),
+        epoch: Epoch(1),
+        durable: Seq(durable),
+        span_open: Seq(0),
+        window_bytes: 0,
+        seeded: false,
+        last_time: WallMicros(0),
+    }
+}
+
+fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut body = Vec::new();
+    encode(&mut body);
+    body
+}
+
+#[test]
+fn a_number_from_which_nobody_can_count_on_is_refused() {
+    for number in [COUNTER_MAX, COUNTER_MAX + 1, u64::MAX] {
+        let is_good = number == COUNTER_MAX;
+        let body = encoded(|out| welcome(number).encode(out));
+        assert_eq!(Welcome::decode(&body).is_ok(), is_good, "{number}");
+        let timed = Welcome { last_time: WallMicros(number), ..welcome(0) };
+        let body = encoded(|out| timed.encode(out));
+        assert_eq!(Welcome::decode(&body).is_ok(), is_good, "{number}");
+        let since = WallMicros(number);
+        let standing = Standing { state: StandingState::Whole, reason: None, since };
+        let body = encoded(|out| standing.encode(out));
+        assert_eq!(Standing::decode(&body).is_ok(), is_good, "{number}");
+    }
+}
+
+#[test]
+fn a_welcome_says_what_lies_below_the_journal() {
+    for seeded in [false, true] {
+        let wanted = Welcome { seeded, last_time: WallMicros(12), ..welcome(0) };
+        assert_eq!(Welcome::decode(&encoded(|out| wanted.encode(out))), Ok(wanted));
+    }
+}
+
+#[test]
+fn every_instruction_and_standing_comes_back() {
+    for byte in 0..=u8::MAX {
+        let (mut instruct, mut standing) = ([0; 8], [0; 16]);
+        (instruct[0], standing[0]) = (byte, byte);
+        match InstructKind::from_byte(byte) {
+            Some(what) => {
+                assert_eq!(encoded(|out| Instruct { what }.encode(out)), instruct);
+                assert_eq!(Instruct::decode(&instruct), Ok(Instruct { what }));
+            }
+            None => assert!(Instruct::decode(&instruct).is_err(), "{byte}"),
+        }
+        assert_eq!(Standing::decode(&standing).is_ok(), (1..=4).contains(&byte), "{byte}");
+        (standing[0], standing[1]) = (3, byte);
+        let decoded = Standing::decode(&standing);
+        let reason = GapReason::from_number(byte.into());
+        assert_eq!(decoded.is_ok(), byte == 0 || reason.is_some(), "{byte}");
+        if let Ok(decoded) = decoded {
+            assert_eq!((decoded.state, decoded.reason), (StandingState::Lost, reason));
+            assert_eq!(encoded(|out| decoded.encode(out)), standing);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_break_a_decoder(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = (Hello::decode(&bytes), Welcome::decode(&bytes), Refuse::decode(&bytes));
+        let _ = (Instruct::decode(&bytes), Standing::decode(&bytes), Progress::decode(&bytes));
+    }
+}
