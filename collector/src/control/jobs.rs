@@ -24,6 +24,8 @@ const RUNNING_MAX: usize = 4;
 const STOP_WAIT_MAX: Duration = Duration::from_secs(20);
 /// A job that writes a state to a file or device.
 pub(super) const RESTORE: &str = "restore";
+/// A job that makes an image the beginning of a volume.
+pub(super) const SEED: &str = "seed";
 
 /// Jobs that run now, by number.
 pub(super) struct RunningJobs {
@@ -134,16 +136,22 @@ pub(super) enum Ended {
 pub(crate) fn go_on(row: &JobRow) -> Option<String> {
     match row.status {
         JobStatus::Running | JobStatus::Done => None,
-        JobStatus::Failed | JobStatus::Cancelled | JobStatus::Interrupted => {
-            Some(restore::command(&row.volume, row.seq, &row.target))
-        }
+        JobStatus::Failed | JobStatus::Cancelled | JobStatus::Interrupted => Some(command(row)),
     }
+}
+
+fn command(row: &JobRow) -> String {
+    if row.kind == SEED {
+        let image = restore::quoted(&row.target.to_string_lossy());
+        return format!("tidemark volume seed {} --from {image}", restore::quoted(&row.volume));
+    }
+    restore::command(&row.volume, row.seq, &row.target)
 }
 
 /// What people are told of a job that an earlier daemon left.
 pub(crate) fn interruption(row: &JobRow) -> String {
     let (id, kind, target) = (row.id, &row.kind, row.target.display());
-    let command = restore::command(&row.volume, row.seq, &row.target);
+    let command = command(row);
     format!("job {id} ({kind}, {target}) ended with the collector; go on with: {command}")
 }
 

@@ -51,7 +51,7 @@ impl<S: Storage> Desk<S> {
             overwrite: new.overwrite,
             restart: new.restart,
         };
-        let data_dir = self.sources.config.data_dir.clone();
+        let data_dir = self.sources.settings.now().data_dir.clone();
         let plan = blocking(move || plan(&wanted, subject, &data_dir)).await?;
         Ok((volume, state, plan, size_bytes))
     }

@@ -9,6 +9,7 @@
 //! - `writer`: append, group commit, sealing, latching after a failed write;
 //! - `recover`: what is done with the files at start, and with damage;
 //! - `reader`, `segment`, `index`, `span`, `files`, `cache`: what readers ask;
+//! - `places`: how much was journaled between two marks, whether anything was, and times;
 //! - `resolve`, `payload`: from a place on the volume to the checked bytes of a record;
 //! - `base`: the state of the seed, on which the first segment stands;
 //! - `inspect`, `scan`: segment files without a journal around them.
@@ -23,6 +24,7 @@ pub mod format;
 mod index;
 mod inspect;
 mod payload;
+mod places;
 mod reader;
 mod recover;
 mod resolve;

@@ -63,6 +63,15 @@ pub(crate) enum VolumeCommand {
         /// Name or id of the volume.
         volume: String,
     },
+    /// Begin a volume with an image of the disk that was brought to the collector's machine: the
+    /// agent then sends only what differs. For a volume that has no whole copy yet.
+    Seed {
+        /// Name or id of the volume.
+        volume: String,
+        /// A raw image of exactly the disk's size: a file or a block device.
+        #[arg(long, value_name = "IMAGE")]
+        from: PathBuf,
+    },
 }
 
 /// `tidemark point`.

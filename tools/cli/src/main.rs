@@ -17,6 +17,7 @@ mod journal;
 mod point;
 mod render;
 mod restore;
+mod seed;
 mod status;
 mod volume;
 

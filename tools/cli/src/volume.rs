@@ -7,6 +7,7 @@ use tidemark_collector::control::client::Client;
 use crate::args::VolumeCommand;
 use crate::console::{Console, Stop};
 use crate::render::{self, Column};
+use crate::seed;
 
 /// Asks and shows.
 pub(crate) fn run(
@@ -20,6 +21,7 @@ pub(crate) fn run(
             let now = console.now;
             console.show(&client.volume(volume)?, |volume| text(volume, now))
         }
+        VolumeCommand::Seed { volume, from } => seed::run(volume, from, client, console),
     }
 }
 
