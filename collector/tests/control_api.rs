@@ -149,7 +149,10 @@ fn a_restore_is_the_state_sparse_and_never_by_halves() {
             volume: "disk1".into(),
             at: format!("seq:{seq}"),
             target: target.clone(),
+            format: None,
             overwrite: true,
+            restart: false,
+            erase: false,
         };
         let job = finished(&client, client.create_restore(&new).unwrap());
         assert_eq!(job.state, JobState::Done, "{:?}", job.error);
@@ -162,8 +165,13 @@ fn a_restore_is_the_state_sparse_and_never_by_halves() {
         volume: "disk1".into(),
         at: "latest".into(),
         target: target.to_owned(),
+        format: None,
         overwrite,
+        restart: false,
+        erase: false,
     };
+    let plan = client.plan_restore(&new(&dir.path().join("disk.img"), false)).unwrap();
+    assert_eq!((plan.destroys, plan.resumes_at_bytes, plan.total_bytes), (None, 0, VOLUME_BYTES));
     for (path, kind, words) in [
         (target.as_path(), ErrorKind::Conflict, "exists"),
         (&dir.path().join("none/out.img"), ErrorKind::NotFound, "none"),

@@ -103,6 +103,8 @@ pub struct Facts {
     pub newest_point: Option<Seq>,
     /// Everything that is kept of it is being erased; nothing of it is opened any more.
     pub erasing: bool,
+    /// An image is being imported, and no session is let in.
+    pub seeding: bool,
 }
 
 /// A volume, as everybody may see it.
@@ -128,6 +130,7 @@ impl<S: Storage> Volume<S> {
             problem: None,
             newest_point: None,
             erasing: false,
+            seeding: false,
         };
         Self { id, dir, settings, facts: Mutex::new(facts), held: Mutex::new(None) }
     }
@@ -367,6 +370,9 @@ impl<S: Storage> VolumeCore<S> {
         if self.manifest.retired.is_some() {
             let text = self.retired_text();
             return Err(refuse(RefuseReason::Retired, text));
+        }
+        if self.shared.lock().seeding {
+            return Err(refuse(RefuseReason::Unavailable, self.seeding_text()));
         }
         if let Err(error) = self.ensure_journal() {
             self.set_problem(error.to_string());

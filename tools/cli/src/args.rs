@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidemark_collector::control::api::CONTROL_SOCKET_DEFAULT;
 
 const AT_HELP: &str = "Which state: `latest`, `seq:N`, a point's name or id, an RFC 3339 time, \
@@ -44,7 +44,8 @@ pub(crate) enum Command {
     Reload,
     /// Open a state as a disk, read-only or as a writable clone; nothing is copied.
     Export(ExportArguments),
-    /// Write a state to a file on the collector's machine.
+    /// Write a state to a file or a block device of the collector's machine. One that has ended
+    /// early goes on when it is given again.
     Restore(RestoreArguments),
     /// What the journal of a volume holds.
     #[command(subcommand)]
@@ -52,7 +53,7 @@ pub(crate) enum Command {
     /// What happened.
     #[command(subcommand)]
     Event(EventCommand),
-    /// Long work: restores.
+    /// Long work: restores, seedings.
     #[command(subcommand)]
     Job(JobCommand),
 }
@@ -66,6 +67,15 @@ pub(crate) enum VolumeCommand {
     Show {
         /// Name or id of the volume.
         volume: String,
+    },
+    /// Begin a volume with an image of the disk that was brought to the collector's machine: the
+    /// agent then sends only what differs. For a volume that has no whole copy yet.
+    Seed {
+        /// Name or id of the volume.
+        volume: String,
+        /// A raw image of exactly the disk's size: a file or a block device.
+        #[arg(long, value_name = "IMAGE")]
+        from: PathBuf,
     },
     /// How far back its history reaches, how much it may take, how often points are made; without
     /// options shows what holds.
@@ -241,12 +251,30 @@ pub(crate) struct RestoreArguments {
     pub(crate) volume: String,
     #[arg(long, help = AT_HELP)]
     pub(crate) at: String,
-    /// The file to write.
-    #[arg(long, value_name = "FILE")]
+    /// The file to make, or the block device to overwrite.
+    #[arg(long, value_name = "PATH")]
     pub(crate) to: PathBuf,
+    /// How to lay out the file; by its name when this is left out (`.qcow2`).
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
     /// Replace the file when it exists.
     #[arg(long)]
     pub(crate) overwrite: bool,
+    /// Overwrite a block device without asking.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Begin anew, whatever an unfinished restore to the same place has written.
+    #[arg(long)]
+    pub(crate) restart: bool,
+}
+
+/// How a restored disk is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Byte for byte, with holes.
+    Raw,
+    /// An image for QEMU.
+    Qcow2,
 }
 
 /// `tidemark journal`.
@@ -285,6 +313,11 @@ pub(crate) enum EventCommand {
 pub(crate) enum JobCommand {
     /// Jobs, oldest first.
     List,
+    /// End a job that runs; the job says how to go on with it.
+    Cancel {
+        /// Number of the job, from `tidemark job list`.
+        id: u64,
+    },
 }
 
 /// A span of time such as `30s`, `2h` or `1d12h`, in seconds; `0` is none.

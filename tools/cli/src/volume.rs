@@ -12,6 +12,7 @@ use crate::args::{PolicyArguments, VolumeCommand};
 use crate::console::{Console, Stop};
 use crate::failure::Failure;
 use crate::render::{self, Column};
+use crate::seed;
 
 /// Asks and shows.
 pub(crate) fn run(
@@ -47,6 +48,7 @@ pub(crate) fn run(
             format!("volume {name} is taken back; its agent comes again within a minute\n")
         }),
         VolumeCommand::Erase { volume, yes } => erase(volume, *yes, client, console),
+        VolumeCommand::Seed { volume, from } => seed::run(volume, from, client, console),
     }
 }
 

@@ -78,7 +78,17 @@ fn job(state: &str) -> String {
     format!(
         r#"{{"id":5,"kind":"restore","volume":"disk","at":"5m","state_seq":1,"state_time":null,
         "target":"/srv/back.img","state":"{state}","done_bytes":1,"total_bytes":4,
-        "started":"2026-01-01T00:00:00Z","finished":null,"result":null,"error":null}}"#
+        "started":"2026-01-01T00:00:00Z","finished":null,"result":null,"error":null,
+        "go_on":"tidemark restore disk --at seq:1 --to /srv/back.img"}}"#
+    )
+}
+
+/// What a restore would do; over a device when `destroys` names one.
+fn plan(destroys: &str) -> String {
+    format!(
+        r#"{{"volume":"disk","state":{{"seq":1,"time":null,"point":null}},"target":"/dev/x",
+        "format":"raw","destroys":{destroys},"note":"it is larger","resumes_at_bytes":1048576,
+        "total_bytes":4194304}}"#
     )
 }
 
@@ -127,7 +137,7 @@ fn a_reader_that_goes_away_is_no_error() {
 fn an_interrupt_cancels_the_restore_and_says_so() {
     let collector = Collector::start(|line| {
         let state = if line.starts_with("DELETE") { "cancelled" } else { "running" };
-        (200, job(state))
+        (200, if line.contains("/plan") { plan("null") } else { job(state) })
     });
     let mut child = tidemark(&collector.socket(), "restore disk --at 5m --to back.img")
         .stdout(Stdio::piped())
@@ -142,11 +152,34 @@ fn an_interrupt_cancels_the_restore_and_says_so() {
     assert!(kill.expect("kill runs").success());
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("was cancelled at 25 %"), "{}", text(&output.stderr));
+    let said = text(&output.stderr);
+    assert!(said.contains("was cancelled at 25 %"), "{said}");
+    assert!(said.contains("go on with: tidemark restore disk --at seq:1"), "{said}");
+    assert!(said.contains("1.0 MiB of 4.0 MiB were written"), "{said}");
     assert!(collector.saw("DELETE /v1/jobs/5"));
     let created = collector.requests.lock().expect("nobody panics")[0].clone();
     let target = std::env::current_dir().expect("a directory").join("back.img");
     assert!(created.contains(&format!("\"target\":\"{}\"", target.display())), "{created}");
+}
+
+#[test]
+fn a_device_is_not_overwritten_without_a_word() {
+    let collector = Collector::start(|line| {
+        let device = r#""/dev/x (4194304 bytes, ext4)""#;
+        (200, if line.contains("/plan") { plan(device) } else { job("done") })
+    });
+    let refused = tidemark(&collector.socket(), "restore disk --at 5m --to /dev/x")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the tool starts");
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("everything on /dev/x (4194304 bytes, ext4)"), "{said}");
+    assert!(said.contains("--yes"), "{said}");
+    assert!(!collector.saw("POST /v1/restores HTTP"));
+    let done = run(&collector.socket(), "restore disk --at 5m --to /dev/x --yes");
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    assert!(collector.saw("POST /v1/restores HTTP"));
 }
 
 #[test]
