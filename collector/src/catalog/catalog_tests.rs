@@ -84,7 +84,7 @@ fn an_agent_is_forgotten_until_it_comes_again() {
         catalog.put_volume(&row, WallMicros(1)).await.unwrap();
         catalog.agent_seen(agent, WallMicros(2)).await.unwrap();
         let seen = AgentRow { id: agent, first_seen: WallMicros(1), last_seen: WallMicros(2) };
-        assert_eq!(catalog.agents().await.unwrap(), [seen.clone()]);
+        assert_eq!(catalog.agents().await.unwrap(), std::slice::from_ref(&seen));
         catalog.forget_agent(agent, WallMicros(3)).await.unwrap();
         // A restart of the collector finds the volume, and that is no sign of life.
         catalog.put_volume(&row, WallMicros(4)).await.unwrap();

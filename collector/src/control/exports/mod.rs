@@ -156,7 +156,7 @@ impl<S: Storage> Desk<S> {
     }
 
     fn content(&self, row: &ExportRow, view: View<S>, files: Files) -> Result<Content<S>> {
-        let Some(space_bytes) = row.space_bytes else { return Ok(Content::State(view)) };
+        let Some(space_bytes) = row.space_bytes else { return Ok(Content::State(Box::new(view))) };
         let boot = boot_id().map_err(|error| {
             Failure::internal(format!("the kernel does not name its boot: {error}")).because(error)
         })?;
