@@ -4,11 +4,17 @@
 //! Times are RFC 3339 in UTC; sizes are bytes; a sequence number is a plain number. A field that
 //! an answer does not have is absent or `null`, never a special value.
 
+mod volume;
+
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::volume::{
+    AgentInfo, AgentVolume, Erased, NewPolicy, NewRetire, PointFilter, PolicyInfo, Reloaded,
+    RetiredInfo,
+};
 pub use crate::config::CONTROL_SOCKET_DEFAULT;
 
 /// Answer of `GET /v1/status`.
@@ -46,8 +52,14 @@ pub enum ProtectionState {
     Copying,
     /// The agent is connected, but the newest durable token is older than it should be.
     Behind,
+    /// The agent is connected, but captures no changes until a copy has begun.
+    Lost,
+    /// The agent is connected, but captures no changes, because a person wants it so.
+    Paused,
     /// No session of the volume is open.
     Disconnected,
+    /// A person has ended the protection; what is kept goes in a while.
+    Retired,
 }
 
 impl ProtectionState {
@@ -58,7 +70,10 @@ impl ProtectionState {
             Self::Protected => "protected",
             Self::Copying => "copying",
             Self::Behind => "behind",
+            Self::Lost => "lost",
+            Self::Paused => "paused",
             Self::Disconnected => "disconnected",
+            Self::Retired => "retired",
         }
     }
 }
@@ -76,6 +91,14 @@ pub struct VolumeStatus {
     pub block_bytes: u32,
     /// State of its protection.
     pub state: ProtectionState,
+    /// Since when, where that is known: for a paused or retired volume, and while a copy runs.
+    pub since: Option<Timestamp>,
+    /// Why it is in that state, where there is more to say.
+    pub reason: Option<String>,
+    /// Set while it is retired.
+    pub retired: Option<RetiredInfo>,
+    /// What holds for it.
+    pub policy: PolicyInfo,
     /// A session of the volume is open.
     pub connected: bool,
     /// The agent of the session that is or was the last one (UUID).
@@ -92,6 +115,8 @@ pub struct VolumeStatus {
     pub durable_time: Option<Timestamp>,
     /// Oldest state that can be opened.
     pub first_seq: Option<u64>,
+    /// When that state was captured.
+    pub first_time: Option<Timestamp>,
     /// How old the newest recoverable state is. `None` when this daemon has not yet seen a token
     /// of the volume become durable.
     pub rpo_seconds: Option<f64>,
@@ -164,8 +189,11 @@ pub struct PointInfo {
     pub reason: String,
     /// The state that it names.
     pub seq: u64,
-    /// When that state was captured.
+    /// When that state was captured. Never below the time of an earlier point.
     pub time: Timestamp,
+    /// Bytes of the journal between the point before and this one; `None` for the oldest point,
+    /// and in an answer that shows only this one.
+    pub changed_bytes: Option<u64>,
     /// False when the state lies inside a span and so can't be opened.
     pub offered: bool,
 }
@@ -179,8 +207,10 @@ pub struct PointList {
     pub latest: Option<StateInfo>,
     /// The oldest state that can be opened.
     pub oldest: Option<StateInfo>,
-    /// Named points, oldest first.
+    /// Points that match, oldest first.
     pub points: Vec<PointInfo>,
+    /// Points that match and are older than those shown, because of the limit.
+    pub older: u64,
 }
 
 /// A state of a volume. Answer of `GET /v1/volumes/{v}/resolve?at=AT`.

@@ -3,6 +3,8 @@
 //! Each call opens a connection to the daemon's unix socket, sends one request and waits for the
 //! answer, at most [`CALL_SECONDS_MAX`]. An answer longer than [`ANSWER_BYTES_MAX`] is an error.
 
+mod volume;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,8 +16,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{
-    ErrorBody, ErrorInfo, Event, ExportInfo, Job, NewExport, NewPoint, NewRestore, PointInfo,
-    PointList, RecordPage, SegmentInfo, StateInfo, Status, VolumeStatus,
+    ErrorBody, ErrorInfo, Event, ExportInfo, Job, NewExport, NewRestore, RecordPage, SegmentInfo,
+    StateInfo, Status, VolumeStatus,
 };
 
 /// Longest wait for one answer. Creating a point waits for the agent, so this is generous.
@@ -103,22 +105,6 @@ impl Client {
     /// As [`Client::status`].
     pub fn volume(&self, volume: &str) -> Result<VolumeStatus, ClientError> {
         self.get(&format!("/v1/volumes/{}", escape(volume)))
-    }
-
-    /// The points of a volume.
-    ///
-    /// # Errors
-    /// As [`Client::status`].
-    pub fn points(&self, volume: &str) -> Result<PointList, ClientError> {
-        self.get(&format!("/v1/volumes/{}/points", escape(volume)))
-    }
-
-    /// Makes a point now and waits until it is durable.
-    ///
-    /// # Errors
-    /// As [`Client::status`].
-    pub fn create_point(&self, volume: &str, new: &NewPoint) -> Result<PointInfo, ClientError> {
-        self.post(&format!("/v1/volumes/{}/points", escape(volume)), new)
     }
 
     /// The state that `at` means now.

@@ -11,6 +11,7 @@
 //! - `reader`, `segment`, `index`, `span`, `files`, `cache`: what readers ask;
 //! - `resolve`, `payload`: from a place on the volume to the checked bytes of a record;
 //! - `base`: the state of the seed, on which the first segment stands;
+//! - `places`: how much was journaled between two marks, whether anything was, and times;
 //! - `inspect`, `scan`: segment files without a journal around them.
 //!
 //! Order of locks: what is published, then the state of a segment, then the cache of open files;
@@ -23,6 +24,7 @@ pub mod format;
 mod index;
 mod inspect;
 mod payload;
+mod places;
 mod reader;
 mod recover;
 mod resolve;

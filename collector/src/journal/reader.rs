@@ -15,6 +15,7 @@ use tidemark_wire::{Record, RecordHeader, Seq, WallMicros};
 
 use super::base::Base;
 use super::format::MarkEntry;
+use super::places::{count_until, latest_time};
 use super::recover::size_after;
 use super::segment::Segment;
 use super::span::Spans;
@@ -182,7 +183,8 @@ impl<S: Storage> JournalReader<S> {
         Err(NotOffered::InSpan { before: before.map(|(seq, _)| seq), after: span.end })
     }
 
-    /// The last record at or before a sequence number.
+    /// The last record at or before a sequence number. Its time is not below the times of the
+    /// segments before, also where a clock has jumped back.
     ///
     /// # Errors
     /// `Io` or `Damaged`.
@@ -194,20 +196,25 @@ impl<S: Storage> JournalReader<S> {
             return Ok(base.filter(|(at, _)| *at <= seq));
         };
         let start = segment.waypoint(|waypoint| waypoint.seq.get() <= seq.0)?;
-        last_while(segment, start, |header| header.seq() <= seq)
+        let found = last_while(segment, start, |header| header.seq() <= seq)?;
+        let merged = base.map_or(WallMicros(0), |(_, time)| time);
+        let before = latest_time(&segments[..behind - 1]).max(merged);
+        Ok(found.map(|(seq, time)| (seq, time.max(before))))
     }
 
-    /// The last record captured at or before a time.
+    /// The last record captured at or before a time: the one before the first record that is later,
+    /// as far as that shows at the ends of segments, at waypoints, and behind the last of them
+    /// before. So a clock that has jumped back hides nothing that came before.
     ///
     /// # Errors
     /// `Io` or `Damaged`.
     pub fn seq_at_time(&self, time: WallMicros) -> Result<Option<(Seq, WallMicros)>, JournalError> {
         let Snapshot { segments, durable, base } = self.snapshot();
-        let behind = segments.partition_point(|segment| segment.extremes().first_time <= time);
+        let behind = count_until(&segments, time);
         let Some(segment) = behind.checked_sub(1).map(|at| &segments[at]) else {
             return Ok(base.filter(|(_, captured)| *captured <= time));
         };
-        let start = segment.waypoint(|waypoint| waypoint.time_us.get() <= time.0)?;
+        let start = segment.waypoint_until(time)?;
         last_while(segment, start, |header| {
             header.time_us.get() <= time.0 && header.seq() <= durable
         })

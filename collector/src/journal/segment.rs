@@ -271,6 +271,22 @@ impl<S: Storage> Segment<S> {
         )
     }
 
+    /// Where the waypoint before the first one that is later than `time` leads. One after the
+    /// other is looked at: times may fall where a clock has jumped back.
+    pub(crate) fn waypoint_until(&self, time: WallMicros) -> Result<u64, ReadError> {
+        let is_later = |waypoint: &Waypoint| waypoint.time_us.get() > time.0;
+        let find = |waypoints: &[Waypoint]| {
+            let behind = waypoints.iter().position(is_later).unwrap_or(waypoints.len());
+            let waypoint = waypoints.get(behind.saturating_sub(1));
+            waypoint.map_or(HEADER_BYTES, |waypoint| u64::from(waypoint.position.get()))
+        };
+        self.with_index(
+            |index, ()| find(index.waypoints()),
+            |tables, ()| find(tables.waypoints),
+            (),
+        )
+    }
+
     /// Asks the index in whichever form it is; a mapped one is checked at its first use.
     fn with_index<A, T>(
         &self,
