@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, checksum};
+use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros, checksum};
 
 /// Sequence numbers that one durable reservation covers.
 pub const SEQ_RESERVATION: u64 = 1 << 22;
 
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
 /// The durable facts of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +41,48 @@ pub struct VolumeState {
     pub clean: bool,
     /// The last acknowledged record of a clean stop.
     pub released: Seq,
+    /// A person wants that changes are not captured.
+    pub paused: bool,
+    /// No record gets a smaller time from here on: times never fall, whatever the wall clock of
+    /// the next boot says. The newest time when numbers were reserved last, or of a clean stop.
+    pub last_time: WallMicros,
+    /// What the backing store looked like when it was last known to be unchanged by others.
+    pub backing: Option<BackingMark>,
+}
+
+/// Sort of a backing store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackingKind {
+    /// A regular file.
+    File,
+    /// A block device.
+    Device,
+}
+
+/// What tells whether a backing store was changed while no agent served it. Fields that a sort of
+/// backing store does not have are 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackingMark {
+    /// File or device.
+    pub kind: BackingKind,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Number of the file's inode.
+    pub inode: u64,
+    /// Number of the device that holds the file, or of the block device itself.
+    pub device: u64,
+    /// When the file's bytes were changed last, in nanoseconds since the Unix epoch.
+    pub mtime_ns: i64,
+    /// When the file or its attributes were changed last, in nanoseconds since the Unix epoch.
+    pub ctime_ns: i64,
+    /// The mark that this agent left on the file; all zero where it could leave none.
+    pub generation: [u8; 16],
+    /// The machine's boot in which the mark was made.
+    pub boot_id: [u8; 16],
+    /// Sectors written to the block device since that boot.
+    pub sectors_written: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -55,7 +97,16 @@ struct Document {
     copied: bool,
     clean: bool,
     released: u64,
+    paused: bool,
+    last_time_us: u64,
+    backing: Option<BackingMark>,
     checksum: String,
+}
+
+/// What every version begins with.
+#[derive(Deserialize)]
+struct Head {
+    version: u32,
 }
 
 /// Why the state of a volume could not be read or kept.
@@ -104,12 +155,15 @@ impl StateFile {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(self.io(e)),
         };
-        let document: Document =
-            serde_json::from_str(&text).map_err(|e| self.damaged(e.to_string()))?;
-        if document.version != FORMAT_VERSION {
-            return Err(self.damaged(format!("version {}", document.version)));
+        let head: Head = serde_json::from_str(&text).map_err(|e| self.damaged(e.to_string()))?;
+        if head.version != FORMAT_VERSION {
+            let detail = format!("version {}, this program knows {FORMAT_VERSION}", head.version);
+            return Err(self.damaged(detail));
         }
-        if document.checksum != document.compute_checksum() {
+        let mut document: Document =
+            serde_json::from_str(&text).map_err(|e| self.damaged(e.to_string()))?;
+        let sum = document.compute_checksum();
+        if document.checksum != sum {
             return Err(self.damaged("checksum does not match".into()));
         }
         let id = |e: &dyn std::fmt::Display| self.damaged(e.to_string());
@@ -122,6 +176,9 @@ impl StateFile {
             copied: document.copied,
             clean: document.clean,
             released: Seq(document.released),
+            paused: document.paused,
+            last_time: WallMicros(document.last_time_us),
+            backing: document.backing,
         }))
     }
 
@@ -140,6 +197,9 @@ impl StateFile {
             copied: state.copied,
             clean: state.clean,
             released: state.released.0,
+            paused: state.paused,
+            last_time_us: state.last_time.0,
+            backing: state.backing.clone(),
             checksum: String::new(),
         };
         document.checksum = document.compute_checksum();
@@ -208,19 +268,12 @@ impl KeptState {
 }
 
 impl Document {
-    fn compute_checksum(&self) -> String {
-        let numbers = [
-            u64::from(self.version),
-            self.reserved_until,
-            u64::from(self.timeline),
-            self.epoch,
-            u64::from(self.copied),
-            u64::from(self.clean),
-            self.released,
-        ];
-        let numbers: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
-        let sum = checksum::sum_parts(&[self.volume.as_bytes(), self.journal.as_bytes(), &numbers]);
-        format!("{sum:016x}")
+    /// XXH3-64 of this document without its checksum.
+    fn compute_checksum(&mut self) -> String {
+        let given = std::mem::take(&mut self.checksum);
+        let bytes = serde_json::to_vec(self).expect("plain fields always serialize");
+        self.checksum = given;
+        format!("{:016x}", checksum::sum(&bytes))
     }
 }
 
@@ -238,6 +291,19 @@ mod tests {
             copied: true,
             clean: false,
             released: Seq(17),
+            paused: false,
+            last_time: WallMicros(1_700_000_000_000_000),
+            backing: Some(BackingMark {
+                kind: BackingKind::File,
+                size_bytes: 1 << 30,
+                inode: 12,
+                device: 34,
+                mtime_ns: -1,
+                ctime_ns: 5,
+                generation: [6; 16],
+                boot_id: [7; 16],
+                sectors_written: 0,
+            }),
         }
     }
 
@@ -256,8 +322,16 @@ mod tests {
         let file = StateFile::new(dir.path(), "data");
         file.store(&state()).expect("stored");
         let text = fs::read_to_string(&file.path).expect("text");
-        fs::write(&file.path, text.replace("\"released\": 17", "\"released\": 18")).expect("write");
-        let error = file.load().expect_err("damaged").to_string();
-        assert!(error.contains("checksum does not match"), "{error}");
+        for (from, to, wanted) in [
+            ("\"released\": 17", "\"released\": 18", "checksum does not match"),
+            ("\"paused\": false", "\"paused\": true", "checksum does not match"),
+            ("\"inode\": 12", "\"inode\": 13", "checksum does not match"),
+            ("\"version\": 2", "\"version\": 1", "version 1, this program knows 2"),
+        ] {
+            assert!(text.contains(from), "{text}");
+            fs::write(&file.path, text.replace(from, to)).expect("write");
+            let error = file.load().expect_err("damaged").to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
     }
 }

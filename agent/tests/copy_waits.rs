@@ -27,15 +27,18 @@ fn a_copy_without_numbers_waits_and_its_thread_goes_on() {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let id = VolumeId::from_bytes([7; 16]);
     let spec = RingSpec { volume: id, ring_bytes: 1 << 20, slots: 64, boot_id: [9; 16] };
-    let ring = Ring::in_memory(&spec, Seq(1), clock).unwrap();
+    let ring = Ring::in_memory(&spec, Seq(1), Arc::clone(&clock)).unwrap();
     let capture = Arc::new(Capture::new("data".into(), ring));
     let volume = Arc::new(Volume::new(id, store, Arc::clone(&capture)));
     let workers = Workers::start("serve", 1, ExecutorConfig::default()).unwrap();
     let random: Arc<dyn Random> = Arc::new(SystemSource::default());
 
+    let timer = copy::EngineTimer::new(clock);
+    capture.phases().welcomed();
+
     // No number is reserved: not even the first record of the copy can be had.
-    capture.want_copy(CopyCause::Gap(GapReason::CollectorBehind));
-    workers.spawn_on(0, move || copy::run(volume, random));
+    capture.want_copy(CopyCause::Initial);
+    workers.spawn_on(0, move || copy::run(volume, random, timer));
     let (done, turns) = channel();
     for _ in 0..3 {
         let done = done.clone();
@@ -43,8 +46,7 @@ fn a_copy_without_numbers_waits_and_its_thread_goes_on() {
         turns.recv_timeout(Duration::from_secs(5)).expect("the thread has its turns");
     }
     capture.lose(GapReason::RingFull);
-    let first_cause = Phase::Wanted(CopyCause::Gap(GapReason::CollectorBehind));
-    assert_eq!(capture.phases().phase(), first_cause);
+    assert_eq!(capture.phases().phase(), Phase::Wanted(CopyCause::Initial));
 
     capture.ring().set_seq_limit(Seq(1000));
     let deadline = Instant::now() + Duration::from_secs(10);

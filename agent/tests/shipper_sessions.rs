@@ -132,6 +132,9 @@ fn agent() -> Agent {
         copied: true,
         clean: false,
         released: Seq(0),
+        paused: false,
+        last_time: WallMicros(0),
+        backing: None,
     };
     file.store(&state).unwrap();
     let state = Arc::new(KeptState::new(file, state));

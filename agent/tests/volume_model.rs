@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
-use ring_support::{Dice, create, spec, tmpfs_dir};
+use ring_support::{Dice, clock, create, spec, tmpfs_dir};
 use tempfile::TempDir;
 use tidemark_agent::capture::Capture;
 use tidemark_agent::capture::phase::{CopyCause, Phase};
@@ -27,6 +27,9 @@ use tidemark_block::engine::{ExecutorConfig, Workers};
 use tidemark_block::store::{OpenMode, UringStore};
 use tidemark_block::{ByteRange, Chunk, Device, Durability, Payload, ZeroOptions};
 use tidemark_wire::body::GapReason;
+use tidemark_wire::compare::{
+    Compare, Differ, DifferNode, LEAF_BYTES, NodeHash, leaf_hash, node_hash,
+};
 use tidemark_wire::record::check_pieces;
 use tidemark_wire::{RecordKind, Seq, VolumeId};
 
@@ -150,6 +153,22 @@ impl Replay {
     }
 }
 
+impl Replay {
+    /// What a collector answers that holds this image.
+    fn answer(&self, question: &Compare) -> Differ {
+        let differs = |(index, hash): (usize, &NodeHash)| {
+            let (start, len) = question.range.node(index);
+            let (start, len) = (usize::try_from(start).unwrap(), usize::try_from(len).unwrap());
+            let leaf_bytes = usize::try_from(LEAF_BYTES).unwrap();
+            let leaves: Vec<_> =
+                self.image[start..start + len].chunks(leaf_bytes).map(leaf_hash).collect();
+            (!node_hash(&leaves).matches(*hash)).then_some(DifferNode { index, leaves })
+        };
+        let nodes = question.nodes.iter().enumerate().filter_map(differs).collect();
+        Differ { id: question.id, range: question.range, nodes }
+    }
+}
+
 /// Takes records, replays and releases them, as a collector without delay.
 struct Collector {
     shared: Arc<(Mutex<Replay>, Condvar)>,
@@ -169,6 +188,9 @@ impl Collector {
                 let mut replay = theirs.0.lock().unwrap();
                 while let Next::Record(record) = consumer.next() {
                     replay.apply(record);
+                }
+                while let Some(question) = capture.desk().take(replay.last) {
+                    assert!(capture.desk().answered(replay.answer(&question)));
                 }
                 consumer.release_through(replay.last);
                 capture.released().notify_all();
@@ -294,8 +316,10 @@ fn a_copy_under_writes_brings_a_collector_level_whatever_it_held() {
         let collector = Collector::start(bench.disk.capture(), held);
         let copied = Arc::clone(&bench.disk);
         let source = Arc::new(SystemSource::default());
+        let timer = copy::EngineTimer::new(clock());
         let mut copies = 0;
-        bench.workers.spawn_on(0, move || copy::run(copied, source));
+        bench.disk.capture().phases().welcomed();
+        bench.workers.spawn_on(0, move || copy::run(copied, source, timer));
         bench.disk.capture().want_copy(cause);
         for round in 0..200 {
             bench.run(20);

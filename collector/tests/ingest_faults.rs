@@ -23,7 +23,7 @@ use tidemark_collector::policy::Overrides;
 use tidemark_collector::storage::{Fault, MemoryStorage, Storage};
 use tidemark_wire::body::Bookmark;
 use tidemark_wire::frame::RecordsHeader;
-use tidemark_wire::session::{Refuse, RefuseReason, Welcome};
+use tidemark_wire::session::{InstructKind, Refuse, RefuseReason, Welcome};
 use tidemark_wire::{Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros, record};
 use zerocopy::IntoBytes;
 
@@ -60,6 +60,9 @@ impl SessionPort for Port {
         *self.ended.lock().unwrap() = Some(refusal);
     }
     fn bookmark(&self, _: Bookmark) -> bool {
+        false
+    }
+    fn instruct(&self, _: InstructKind) -> bool {
         false
     }
 }

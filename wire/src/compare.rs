@@ -49,6 +49,17 @@ pub struct LeafHash(pub [u8; HASH_BYTES]);
 #[repr(transparent)]
 pub struct NodeHash(pub [u8; HASH_BYTES]);
 
+impl NodeHash {
+    /// The hash of a node with a leaf that is unknown. It equals no node's hash.
+    pub const UNKNOWN: Self = Self([0; HASH_BYTES]);
+
+    /// True when both are known and the same.
+    #[must_use]
+    pub fn matches(self, other: Self) -> bool {
+        self == other && self != Self::UNKNOWN
+    }
+}
+
 impl LeafHash {
     /// What a side says of a leaf that it can't read. It equals no leaf's hash, not even itself.
     pub const UNKNOWN: Self = Self([0; HASH_BYTES]);
@@ -87,10 +98,34 @@ pub fn leaf_hash(bytes: &[u8]) -> LeafHash {
     LeafHash(xxh3_128(bytes).to_le_bytes())
 }
 
-/// The hash of a node with these leaves.
+/// The hash of a node with these leaves; unknown when one of them is.
 #[must_use]
 pub fn node_hash(leaves: &[LeafHash]) -> NodeHash {
+    if leaves.contains(&LeafHash::UNKNOWN) {
+        return NodeHash::UNKNOWN;
+    }
     NodeHash(xxh3_128(leaves.as_bytes()).to_le_bytes())
+}
+
+/// Length of the whole leaves that read as zeroes from byte `at` of a node on, 0 when there are
+/// none. `extents` are lengths from the node's first byte on, and whether each is known to read as
+/// zeroes; what they do not cover is data. `left` bytes of the node lie behind `at`, which is the
+/// first byte of a leaf.
+#[must_use]
+pub fn zero_leaves(extents: impl IntoIterator<Item = (u64, bool)>, at: u64, left: u64) -> u64 {
+    let (mut start, mut zero_until) = (0, at);
+    for (len_bytes, is_zero) in extents {
+        let end = start + len_bytes;
+        if start <= zero_until && zero_until < end {
+            if !is_zero {
+                break;
+            }
+            zero_until = end;
+        }
+        start = end;
+    }
+    let zero = (zero_until - at).min(left);
+    if zero == left { left } else { zero - zero % LEAF_BYTES }
 }
 
 /// Some nodes of a volume one after the other: from a node's first byte on, and up to a node's

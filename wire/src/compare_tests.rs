@@ -153,5 +153,23 @@ fn the_hash_of_a_node_is_pinned() {
     let leaf = leaf_hash(b"");
     assert_eq!(leaf.0, 0x99aa_06d3_0147_98d8_6001_c324_468d_497f_u128.to_le_bytes());
     assert_ne!(node_hash(&[leaf]).0, leaf.0);
+    let unknown = node_hash(&[leaf, LeafHash::UNKNOWN]);
+    assert!(unknown == NodeHash::UNKNOWN && !unknown.matches(unknown));
     assert_ne!(node_hash(&[leaf, LeafHash::ZERO]), node_hash(&[LeafHash::ZERO, leaf]));
+}
+
+#[test]
+fn holes_give_whole_leaves_of_zeroes() {
+    let half = LEAF_BYTES / 2;
+    let extents =
+        [(2 * LEAF_BYTES + half, true), (half, false), (half, true), (LEAF_BYTES + half, true)];
+    let left = |at| 5 * LEAF_BYTES - at;
+    let zero = |at| zero_leaves(extents, at, left(at));
+    assert_eq!(zero(0), 2 * LEAF_BYTES);
+    assert_eq!(zero(LEAF_BYTES), LEAF_BYTES);
+    assert_eq!(zero(2 * LEAF_BYTES), 0, "data in its second half");
+    assert_eq!(zero(3 * LEAF_BYTES), 2 * LEAF_BYTES, "two extents without data");
+    assert_eq!(zero_leaves(extents, 4 * LEAF_BYTES, half), half, "the volume's short last leaf");
+    assert_eq!(zero_leaves([], 0, LEAF_BYTES), 0, "a store that can't tell");
+    assert_eq!(zero_leaves([(LEAF_BYTES, true)], LEAF_BYTES, LEAF_BYTES), 0);
 }

@@ -2,9 +2,10 @@
 //! records that carry no data.
 //!
 //! The volume puts its changes in, the copier closes what is missing, the shipper takes records
-//! out; this is what the three share. It owns the ring and the state in [`phase`]. What a crash
-//! leaves is what the ring's file says.
+//! out; this is what the three share. It owns the ring, the state in [`phase`] and the copier's
+//! questions on the [`desk`]. What a crash leaves is what the ring's file says.
 
+pub mod desk;
 pub mod phase;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,11 +14,13 @@ use tidemark_block::Payload;
 use tidemark_block::engine::Event;
 use tidemark_wire::body::{Bookmark, GapReason};
 use tidemark_wire::record::RecordSpec;
+use tidemark_wire::session::Standing;
 use tidemark_wire::{RecordKind, Seq};
 
 use crate::ring::Ring;
 use crate::ring::order::Ticket;
-use phase::{CopyCause, Phases};
+use desk::Desk;
+use phase::{CopyCause, Phase, Phases};
 
 /// How far a copy of the volume is, in bytes.
 #[derive(Default)]
@@ -46,7 +49,10 @@ pub struct Capture {
     name: String,
     ring: Ring,
     phases: Phases,
+    desk: Desk,
     progress: CopyProgress,
+    /// Bytes per second that a copy may read; 0 when there is no limit.
+    copy_rate: AtomicU64,
     released: Event,
 }
 
@@ -54,8 +60,16 @@ impl Capture {
     /// The stream of the volume called `name`, in `ring`.
     #[must_use]
     pub fn new(name: String, ring: Ring) -> Self {
-        let (phases, progress) = (Phases::default(), CopyProgress::default());
-        Self { name, ring, phases, progress, released: Event::new() }
+        let phases = Phases::new(ring.clock().clone());
+        Self {
+            name,
+            ring,
+            phases,
+            desk: Desk::default(),
+            progress: CopyProgress::default(),
+            copy_rate: AtomicU64::new(0),
+            released: Event::new(),
+        }
     }
 
     /// The volume's name.
@@ -74,6 +88,33 @@ impl Capture {
     #[must_use]
     pub fn phases(&self) -> &Phases {
         &self.phases
+    }
+
+    /// Where a copy asks the collector what differs.
+    #[must_use]
+    pub fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    /// How the stream stands, for the collector.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.phases.standing(self.is_on())
+    }
+
+    /// Bytes per second that a copy may read from the backing store; `None` when there is no
+    /// limit. It counts from the copy's next read on.
+    pub fn set_copy_rate(&self, bytes_per_second: Option<u64>) {
+        // Relaxed: the number orders nothing else.
+        self.copy_rate.store(bytes_per_second.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// See [`Capture::set_copy_rate`].
+    #[must_use]
+    pub fn copy_rate(&self) -> Option<u64> {
+        // Relaxed: as above.
+        let rate = self.copy_rate.load(Ordering::Relaxed);
+        (rate > 0).then_some(rate)
     }
 
     /// How far a copy is.
@@ -103,17 +144,52 @@ impl Capture {
                 reason.text()
             );
         }
+        self.desk.look_again();
+    }
+
+    /// A person wants that changes are not captured: they are only done, and no copy begins.
+    pub fn pause(&self) {
+        if self.phases.pause(|| self.ring.turn_capture_off()) {
+            tracing::warn!(
+                volume = self.name,
+                "protection is paused: changes are not captured until a person resumes it"
+            );
+        }
+        self.desk.look_again();
+    }
+
+    /// Ends a pause: a copy brings the collector level again.
+    pub fn resume(&self) {
+        if self.phases.resume() {
+            tracing::info!(volume = self.name, "protection is resumed; a comparison follows");
+        }
+    }
+
+    /// True during a pause.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.phases.phase() == Phase::Paused
+    }
+
+    /// A person wants a comparison of the whole volume with the collector's copy. False when a
+    /// copy is wanted or runs already, or the capture is paused.
+    #[must_use]
+    pub fn ask_copy(&self) -> bool {
+        self.phases.ask_copy()
     }
 
     /// The collector can't go on from what it holds: a copy is made. Gives the ticket at or behind
     /// which its first record will be, and that of no copy before it.
     pub fn want_copy(&self, cause: CopyCause) -> Ticket {
-        self.phases.want_copy(cause, || self.ring.tail_ticket())
+        let ticket = self.phases.want_copy(cause, || self.ring.tail_ticket());
+        self.desk.look_again();
+        ticket
     }
 
     /// Ends what runs for the volume by itself: copies, and who waits for room.
     pub fn close(&self) {
         self.phases.close();
+        self.desk.look_again();
         self.released.notify_all();
     }
 

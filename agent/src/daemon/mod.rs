@@ -140,7 +140,8 @@ fn start(
     let OpenVolume { volume, state, ring_path } = opened;
     let (volume, state) = (Arc::new(volume), Arc::new(state));
     let (copied, source) = (Arc::clone(&volume), Arc::clone(random));
-    workers.spawn_on(index, move || copy::run(copied, source));
+    let timer = copy::EngineTimer::new(Arc::clone(clock));
+    workers.spawn_on(index, move || copy::run(copied, source, timer));
     let shipper = Shipper::start(ShipperParts {
         facts: VolumeFacts {
             id: volume.id(),
@@ -194,7 +195,12 @@ fn reserve_ahead(one: &mut Running) {
         return;
     }
     let until = Seq(next.0 + SEQ_RESERVATION);
-    match one.state.update(|state| state.reserved_until = state.reserved_until.max(until)) {
+    let last_time = one.volume.capture().ring().last_time();
+    let kept = one.state.update(|state| {
+        state.reserved_until = state.reserved_until.max(until);
+        state.last_time = state.last_time.max(last_time);
+    });
+    match kept {
         Ok(()) => {
             one.volume.capture().ring().set_seq_limit(until);
             one.cannot_reserve = false;
@@ -266,9 +272,11 @@ impl Stopped {
         }
         let released = self.volume.capture().ring().released_seq();
         let released = released.max(self.state.get().released);
+        let last_time = self.volume.capture().ring().last_time();
         let kept = self.state.update(|state| {
             state.clean = true;
             state.released = released;
+            state.last_time = state.last_time.max(last_time);
         });
         drop(self.volume);
         // An empty ring that stays is as good; a state that was not kept needs the ring.

@@ -12,7 +12,7 @@ use anyhow::Context;
 use tidemark_block::engine::{Executor, ExecutorConfig};
 use tidemark_block::store::{OpenMode, StoreError, UringStore};
 use tidemark_wire::body::GapReason;
-use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId};
+use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 
 use crate::capture::Capture;
 use crate::clock::Clock;
@@ -65,8 +65,12 @@ pub(super) fn open(
     let (ring, recovery) = open_ring(&ring_path, volume_config, &was, clock)
         .with_context(|| format!("volume {name:?}"))?;
     ring.set_seq_limit(state.reserved_until);
+    ring.raise_time(state.last_time);
     let volume = Volume::new(state.volume, store, Arc::new(Capture::new(name.clone(), ring)));
     recover(&volume, recovery, &was)?;
+    if was.paused {
+        volume.capture().pause();
+    }
     Ok(OpenVolume { volume, state: KeptState::new(file, state), ring_path })
 }
 
@@ -94,6 +98,9 @@ fn new_state(volume: VolumeId) -> VolumeState {
         copied: false,
         clean: true,
         released: Seq(0),
+        paused: false,
+        last_time: WallMicros(0),
+        backing: None,
     }
 }
 
@@ -134,10 +141,12 @@ fn recover(
     was: &VolumeState,
 ) -> anyhow::Result<()> {
     let Some(recovery) = recovery else {
-        if !was.clean && was.copied {
-            volume.capture().lose(GapReason::RingLost);
-        } else {
+        // Also before a whole copy has reached the collector: nothing is captured before its
+        // welcome has told the newest time that it holds.
+        if was.clean {
             volume.capture().ring().turn_capture_on();
+        } else {
+            volume.capture().lose(GapReason::RingLost);
         }
         return Ok(());
     };

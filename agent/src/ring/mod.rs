@@ -53,7 +53,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
-use tidemark_wire::{Seq, VolumeId};
+use tidemark_wire::{Seq, VolumeId, WallMicros};
 use uuid::Uuid;
 
 use crate::clock::Clock;
@@ -287,6 +287,22 @@ impl Ring {
     /// Makes the numbers of all claims that begin from now on larger than `min`.
     pub fn raise_seq(&self, min: Seq) {
         self.shared.order().raise_seq(min);
+    }
+
+    /// Makes the times of all claims that begin from now on no smaller than `min`.
+    pub fn raise_time(&self, min: WallMicros) {
+        self.shared.order().raise_time(min);
+    }
+
+    /// The newest time of a record, or one that was raised to; 0 when there is none.
+    #[must_use]
+    pub fn last_time(&self) -> WallMicros {
+        self.shared.order().last_time()
+    }
+
+    /// What times are taken from.
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.clock
     }
 
     /// The number of the next record, if nobody raises it before.

@@ -232,6 +232,18 @@ impl<C: Cells> Order<'_, C> {
         self.0.seq_base().fetch_max(base, Ordering::Relaxed);
     }
 
+    /// Makes the times of all claims that begin from now on no smaller than `min`.
+    pub fn raise_time(&self, min: WallMicros) {
+        // Relaxed: as in `raise_seq`.
+        self.0.last_time().fetch_max(min.0, Ordering::Relaxed);
+    }
+
+    /// The largest time that a claim got, or that was raised to.
+    pub fn last_time(&self) -> WallMicros {
+        // Relaxed: a figure; no other memory depends on it.
+        WallMicros(self.0.last_time().load(Ordering::Relaxed))
+    }
+
     /// The number that the next claim gets, if nobody raises it before.
     pub fn next_seq(&self) -> Seq {
         let tail = self.tail();

@@ -3,13 +3,16 @@
 //! What enters are committed records, in the order of their numbers; what leaves are frames on a
 //! session ([`tidemark_wire::session`]), and released ring memory for what the collector
 //! acknowledged as durable. One thread per volume owns the ring's consumer and the session; a
-//! second one reads the connection and hands over what it says. A crash or a lost connection
-//! loses nothing: the next session begins behind what the collector holds.
+//! second one reads the connection and hands over what it says. Between the frames go the
+//! copier's questions, whose answers it hands back, and how the stream stands; what a person wants
+//! (pause, resume, compare) comes in and is done here. A crash or a lost connection loses nothing:
+//! the next session begins behind what the collector holds, and asks again what was not answered.
 //!
 //! The stream never stops for long: a connection that fails is dialed again after a pause that
 //! doubles up to [`PAUSE_MAX`].
 
 pub mod batch;
+mod incoming;
 pub mod link;
 pub mod session;
 mod stream;
@@ -203,7 +206,8 @@ fn run(parts: &ShipperParts, mut consumer: Consumer, stop: &StopSignal) -> Drain
             tracing::warn!(volume = name, "collector {peer}: {text}; trying again");
             said = text;
         }
-        let until = parts.clock.monotonic() + jittered(pause, parts.random.as_ref());
+        let longer = error.pause_min().unwrap_or(pause).max(pause);
+        let until = parts.clock.monotonic() + jittered(longer, parts.random.as_ref());
         while parts.clock.monotonic() < until {
             if stop.now() {
                 return Drained::No;

@@ -4,20 +4,20 @@ use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
-use tidemark_wire::body::{Bookmark, GapReason};
+use crossbeam_channel::{Receiver, TryRecvError, bounded};
+use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::{self, FrameKind};
-use tidemark_wire::session::{Ack, Hello, Progress, Refuse, RefuseReason, Token, Welcome};
-use tidemark_wire::{DecodeError, RecordKind, Seq, SessionToken};
+use tidemark_wire::session::{Hello, InstructKind, Progress, Standing, Welcome};
+use tidemark_wire::{RecordKind, Seq};
 
 use super::batch::{Batch, FrameContext};
-use super::link::{Link, ReceiveError, receive_frame};
-use super::session::{PendingTokens, Standing, Verdict, Window, judge};
+use super::incoming::{Event, StreamError, handshake, read_events};
+use super::link::Link;
+use super::session::{Known, PendingTokens, Verdict, Window, judge};
 use super::{Drained, ShipperParts, StopSignal};
 use crate::capture::phase::{CopyCause, Phase};
 use crate::ring::order::Ticket;
 use crate::ring::{Consumer, Next};
-use crate::state::StateError;
 
 /// Messages of the collector that wait to be looked at, at most; then its reader waits.
 const EVENTS_MAX: usize = 256;
@@ -30,56 +30,6 @@ const LINGER: Duration = Duration::from_millis(1);
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often the log says so.
 const PROGRESS_LOG_EVERY: Duration = Duration::from_secs(30);
-
-/// Why a session ended.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum StreamError {
-    #[error("can't connect: {0}")]
-    Dial(io::Error),
-    #[error("connection lost: {0}")]
-    Lost(io::Error),
-    #[error("refused: {}", .0.text)]
-    Refused(Refuse),
-    #[error("the collector broke the protocol: {0}")]
-    Protocol(String),
-    #[error("nothing is sent before the volume's state can be kept: {0}")]
-    State(StateError),
-    /// As in the field, after the collector acknowledged something new.
-    #[error("{0}")]
-    Served(Box<StreamError>),
-}
-
-impl StreamError {
-    /// True when the session was of use: one that is opened and ended at once, again and again,
-    /// is not, nor are those of two agents that take a volume from each other.
-    pub(super) fn was_of_use(&self) -> bool {
-        let Self::Served(end) = self else { return false };
-        !matches!(&**end, Self::Refused(refuse) if refuse.reason == RefuseReason::Fenced)
-    }
-}
-
-impl From<ReceiveError> for StreamError {
-    fn from(error: ReceiveError) -> Self {
-        match error {
-            ReceiveError::Lost(error) => Self::Lost(error),
-            ReceiveError::Protocol(error) => error.into(),
-        }
-    }
-}
-
-impl From<DecodeError> for StreamError {
-    fn from(error: DecodeError) -> Self {
-        Self::Protocol(error.to_string())
-    }
-}
-
-/// What the collector says during a session.
-enum Event {
-    Durable(Seq),
-    Token(SessionToken),
-    Bookmark(Bookmark),
-    End(StreamError),
-}
 
 /// Dials, opens a session and serves it until it ends or the shipper is stopped.
 pub(super) fn serve(
@@ -125,47 +75,6 @@ fn hello(parts: &ShipperParts) -> Hello {
     }
 }
 
-fn handshake(
-    hello: &Hello,
-    reader: &mut dyn io::Read,
-    writer: &mut dyn Write,
-) -> Result<Welcome, StreamError> {
-    let (mut body, mut out) = (Vec::new(), Vec::new());
-    hello.encode(&mut body);
-    frame::encode(FrameKind::Hello, &body, &mut out);
-    writer.write_all(&out).map_err(StreamError::Lost)?;
-    match receive_frame(reader, &mut body)? {
-        FrameKind::Welcome => Ok(Welcome::decode(&body)?),
-        FrameKind::Refuse => Err(StreamError::Refused(Refuse::decode(&body)?)),
-        other => Err(StreamError::Protocol(format!("{other:?} instead of a welcome"))),
-    }
-}
-
-/// Hands over what the collector says; `wake` gets the session to look at it.
-fn read_events(reader: &mut dyn io::Read, events: &Sender<Event>, wake: impl Fn()) {
-    let mut body = Vec::new();
-    loop {
-        let event = next_event(reader, &mut body).unwrap_or_else(Event::End);
-        let is_end = matches!(event, Event::End(_));
-        let is_over = events.send(event).is_err() || is_end;
-        wake();
-        if is_over {
-            return;
-        }
-    }
-}
-
-fn next_event(reader: &mut dyn io::Read, body: &mut Vec<u8>) -> Result<Event, StreamError> {
-    Ok(match receive_frame(reader, body)? {
-        FrameKind::Ack => Event::Durable(Seq(Ack::decode(body)?.durable.get())),
-        FrameKind::Token => Event::Token(SessionToken(Token::decode(body)?.token.get())),
-        FrameKind::BookmarkRequest => Event::Bookmark(Bookmark::decode(body)?),
-        FrameKind::Refuse => return Err(StreamError::Refused(Refuse::decode(body)?)),
-        FrameKind::Goodbye => return Err(StreamError::Lost(io::ErrorKind::ConnectionReset.into())),
-        other => return Err(StreamError::Protocol(format!("unexpected {other:?}"))),
-    })
-}
-
 /// Keeps what a session begins with. What does not continue the collector's copy may go out only
 /// when the next session, also one of the next process, is sure to know that.
 fn keep_session(
@@ -179,6 +88,7 @@ fn keep_session(
         state.journal = welcome.journal;
         state.timeline = welcome.timeline;
         state.epoch = welcome.epoch;
+        state.last_time = state.last_time.max(welcome.last_time);
     });
     match kept {
         Ok(()) => Ok(()),
@@ -205,6 +115,8 @@ struct Session<'a> {
     span_sent: Option<Seq>,
     /// Until a copy's first record at or behind this ticket, records are dropped.
     drop_until: Option<Ticket>,
+    /// What the collector was told of the stream.
+    standing: Option<Standing>,
     next_progress: Duration,
     next_progress_log: Duration,
 }
@@ -218,12 +130,14 @@ impl<'a> Session<'a> {
         welcome: &Welcome,
     ) -> Result<Self, StreamError> {
         let capture = &parts.capture;
-        let standing = Standing {
+        let known = Known {
             copied: parts.state.get().copied,
             phase: capture.phases().phase(),
             sent: *sent,
         };
-        let verdict = judge(hello, welcome, &standing);
+        let verdict = judge(hello, welcome, &known);
+        // Before anything new is captured or copied.
+        capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;
         let mut drop_until = None;
         match verdict {
@@ -251,6 +165,8 @@ impl<'a> Session<'a> {
             }
         );
         *sent = Some(welcome.durable);
+        capture.desk().send_again();
+        capture.phases().welcomed();
         Ok(Self {
             parts,
             welcome: *welcome,
@@ -262,6 +178,7 @@ impl<'a> Session<'a> {
             acknowledged: welcome.durable,
             span_sent: None,
             drop_until,
+            standing: None,
             next_progress: parts.clock.monotonic(),
             next_progress_log: parts.clock.monotonic() + PROGRESS_LOG_EVERY,
         })
@@ -280,7 +197,9 @@ impl<'a> Session<'a> {
             if stop.now() {
                 return Ok(Drained::No);
             }
+            self.say_standing(writer)?;
             self.say_progress(writer)?;
+            self.ask(writer)?;
             if !self.window.is_open() {
                 match inbox.recv_timeout(IDLE) {
                     Ok(event) => self.handle(consumer, event)?,
@@ -295,9 +214,7 @@ impl<'a> Session<'a> {
                     self.parts.clock.sleep(LINGER);
                 }
             } else if stop.when_drained() && self.is_all_acknowledged(consumer) {
-                let mut out = Vec::new();
-                frame::encode(FrameKind::Goodbye, &[], &mut out);
-                writer.write_all(&out).map_err(StreamError::Lost)?;
+                say(writer, FrameKind::Goodbye, |_| ())?;
                 return Ok(self.drained());
             } else {
                 consumer.wait(IDLE);
@@ -346,8 +263,7 @@ impl<'a> Session<'a> {
             }
             Event::Token(token) => {
                 // While changes are missing from the stream no state of it is the newest.
-                let whole = matches!(capture.phases().phase(), Phase::Whole { .. });
-                if whole && capture.is_on() {
+                if capture.phases().phase().is_whole() && capture.is_on() {
                     self.tokens.arrived(token, capture.ring().tail_ticket().0);
                 }
             }
@@ -360,9 +276,43 @@ impl<'a> Session<'a> {
                     );
                 }
             }
+            Event::Differ(differ) => {
+                if !capture.desk().answered(differ) {
+                    return Err(StreamError::Protocol("an answer to no question".into()));
+                }
+            }
+            Event::Instruct(what) => self.obey(what),
             Event::End(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Does what a person wants. The state file comes first, so that the next process knows.
+    fn obey(&self, what: InstructKind) {
+        let capture = &self.parts.capture;
+        let keep = |paused| self.parts.state.update(|state| state.paused = paused);
+        match what {
+            InstructKind::Pause => match keep(true) {
+                Ok(()) => capture.pause(),
+                Err(error) => {
+                    tracing::error!(volume = capture.name(), "protection is not paused: {error}");
+                }
+            },
+            InstructKind::Resume => match keep(false) {
+                Ok(()) => capture.resume(),
+                Err(error) => {
+                    tracing::error!(volume = capture.name(), "protection stays paused: {error}");
+                }
+            },
+            InstructKind::Compare => {
+                if !capture.ask_copy() {
+                    tracing::info!(
+                        volume = capture.name(),
+                        "no comparison of its own: one runs, is wanted, or follows the pause"
+                    );
+                }
+            }
+        }
     }
 
     fn release(&mut self, consumer: &mut Consumer, durable: Seq) {
@@ -467,9 +417,35 @@ impl<'a> Session<'a> {
             total_bytes: total.into(),
             sent_bytes: sent.into(),
         };
-        let (mut body, mut out) = (Vec::new(), Vec::new());
-        progress.encode(&mut body);
-        frame::encode(FrameKind::Progress, &body, &mut out);
-        writer.write_all(&out).map_err(StreamError::Lost)
+        say(writer, FrameKind::Progress, |body| progress.encode(body))
     }
+
+    fn say_standing(&mut self, writer: &mut dyn Write) -> Result<(), StreamError> {
+        let standing = self.parts.capture.standing();
+        if self.standing == Some(standing) {
+            return Ok(());
+        }
+        self.standing = Some(standing);
+        say(writer, FrameKind::Standing, |body| standing.encode(body))
+    }
+
+    /// Sends the copier's questions. They do not wait for the window: they are few and small.
+    fn ask(&self, writer: &mut dyn Write) -> Result<(), StreamError> {
+        while let Some(question) = self.parts.capture.desk().take(self.acknowledged) {
+            say(writer, FrameKind::Compare, |body| question.encode(body))?;
+        }
+        Ok(())
+    }
+}
+
+/// Sends one message.
+fn say(
+    writer: &mut dyn Write,
+    kind: FrameKind,
+    encode: impl FnOnce(&mut Vec<u8>),
+) -> Result<(), StreamError> {
+    let (mut body, mut out) = (Vec::new(), Vec::new());
+    encode(&mut body);
+    frame::encode(kind, &body, &mut out);
+    writer.write_all(&out).map_err(StreamError::Lost)
 }

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, never, select};
 use tidemark_wire::DecodeError;
+use tidemark_wire::compare::Compare;
 use tidemark_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use tidemark_wire::session::{Refuse, RefuseReason};
 
+use super::compare::Comparer;
 use super::port::{Inbox, SessionPort};
 use super::server::Shared;
 use super::session::{Action, Close, Session};
@@ -102,12 +104,14 @@ struct Driver<'a, S: Storage> {
     frames: Receiver<Incoming>,
     session: Session,
     volume: Option<(Arc<Volume<S>>, WriterQueue)>,
+    /// Begun with the first question.
+    comparer: Option<Comparer>,
 }
 
 impl<'a, S: Storage> Driver<'a, S> {
     fn new(connection: &'a Connection, shared: &'a Shared<S>, frames: Receiver<Incoming>) -> Self {
         let session = Session::new(shared.clock.monotonic());
-        Self { connection, shared, frames, session, volume: None }
+        Self { connection, shared, frames, session, volume: None, comparer: None }
     }
 
     fn run(mut self) {
@@ -120,6 +124,9 @@ impl<'a, S: Storage> Driver<'a, S> {
                 // What an action has caused comes after what was decided before it.
                 todo.extend(out.drain(..));
             }
+        }
+        if let Some(comparer) = self.comparer.take() {
+            comparer.stop();
         }
         if let Some((_, queue)) = &self.volume {
             // A writer that has stopped needs no farewell.
@@ -175,6 +182,12 @@ impl<'a, S: Storage> Driver<'a, S> {
         for wanted in &pending.bookmarks {
             self.session.bookmark(wanted, out);
         }
+        for what in pending.instructions {
+            self.session.instruct(what, out);
+        }
+        for differ in &pending.differs {
+            self.session.differed(differ, out);
+        }
         if let Some(refusal) = pending.end {
             self.session.end(refusal, out);
         }
@@ -199,12 +212,31 @@ impl<'a, S: Storage> Driver<'a, S> {
                     volume.set_progress(progress);
                 }
             }
+            Action::Standing(standing) => {
+                if let Some((volume, _)) = &self.volume {
+                    volume.set_standing(standing);
+                }
+            }
+            Action::Compare(question) => self.compare(*question, out),
             Action::Send(bytes) => {
                 if let Err(error) = (&self.connection.stream).write_all(&bytes) {
                     self.session.lost(error.to_string(), out);
                 }
             }
             Action::Close(close) => self.closed(&close),
+        }
+    }
+
+    fn compare(&mut self, question: Compare, out: &mut Vec<Action>) {
+        let Some((volume, _)) = &self.volume else { return };
+        let asked = match &self.comparer {
+            Some(comparer) => comparer.ask(question),
+            None => Comparer::start(Arc::clone(volume), Arc::clone(&self.connection.inbox))
+                .is_ok_and(|comparer| self.comparer.insert(comparer).ask(question)),
+        };
+        if !asked {
+            let text = "no thread to compare the volume with".to_owned();
+            self.session.end(Refuse { reason: RefuseReason::Unavailable, text }, out);
         }
     }
 

@@ -8,10 +8,12 @@
 //! - [`change`]: what a person decides of a volume, and how that takes effect;
 //! - [`erase`]: the end of a retired volume;
 //! - [`writer`]: its thread, and the group commit; [`volumes`]: all of them;
+//! - [`compare`]: what differs from an agent's disk, and the thread that looks;
 //! - [`server`]: sockets and threads; [`port`]: the way back to a session;
 //! - [`manifest`]: what is known of a volume for good; [`observer`]: who is told.
 
 pub mod change;
+pub mod compare;
 mod connection;
 pub mod erase;
 pub mod manifest;

@@ -1,7 +1,7 @@
 //! The way from a volume's writer back to the session that feeds it.
 //!
-//! What enters: the writer's answers, from its thread. What leaves: the same, taken by the
-//! thread that drives the session. Acknowledgements that were not yet taken are replaced by the
+//! What enters: the writer's answers, from its thread, and those of the comparing thread. What
+//! leaves: the same, taken by the thread that drives the session. Acknowledgements that were not yet taken are replaced by the
 //! newest one, and there is room for one answer of each other sort, so the writer never waits
 //! for a slow agent and the port is bounded.
 
@@ -11,10 +11,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tidemark_wire::Seq;
 use tidemark_wire::body::Bookmark;
-use tidemark_wire::session::{Refuse, Welcome};
+use tidemark_wire::compare::Differ;
+use tidemark_wire::session::{InstructKind, Refuse, Welcome};
 
 /// Recovery points that may wait to be asked for on one session.
 pub const BOOKMARKS_MAX: usize = 16;
+
+/// Wishes of people that may wait for one session.
+pub const INSTRUCTIONS_MAX: usize = 4;
 
 /// How a volume answers a session.
 pub trait SessionPort: Send + Sync + 'static {
@@ -26,6 +30,8 @@ pub trait SessionPort: Send + Sync + 'static {
     fn end(&self, refusal: Refuse);
     /// Somebody wants a recovery point; false when too many wait.
     fn bookmark(&self, wanted: Bookmark) -> bool;
+    /// A person wants something of the agent; false when too many wishes wait.
+    fn instruct(&self, what: InstructKind) -> bool;
 }
 
 /// What has come in for a session.
@@ -37,6 +43,10 @@ pub struct Pending {
     pub durable: Option<Seq>,
     /// See [`SessionPort::bookmark`].
     pub bookmarks: VecDeque<Bookmark>,
+    /// See [`SessionPort::instruct`].
+    pub instructions: VecDeque<InstructKind>,
+    /// Answers of the comparing thread; the session bounds the questions.
+    pub differs: Vec<Differ>,
     /// See [`SessionPort::end`].
     pub end: Option<Refuse>,
 }
@@ -66,6 +76,11 @@ impl Inbox {
     #[must_use]
     pub fn take(&self) -> Pending {
         std::mem::take(&mut *self.lock())
+    }
+
+    /// A question of a comparison is answered.
+    pub fn differ(&self, differ: Differ) {
+        self.put(|pending| pending.differs.push(differ));
     }
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
@@ -99,6 +114,17 @@ impl SessionPort for Inbox {
         self.put(|pending| {
             if pending.bookmarks.len() < BOOKMARKS_MAX {
                 pending.bookmarks.push_back(wanted);
+                taken = true;
+            }
+        });
+        taken
+    }
+
+    fn instruct(&self, what: InstructKind) -> bool {
+        let mut taken = false;
+        self.put(|pending| {
+            if pending.instructions.len() < INSTRUCTIONS_MAX {
+                pending.instructions.push_back(what);
                 taken = true;
             }
         });

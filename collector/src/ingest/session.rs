@@ -8,8 +8,11 @@
 use std::time::Duration;
 
 use tidemark_wire::body::{Bookmark, Cut, Resync};
+use tidemark_wire::compare::{Compare, Differ};
 use tidemark_wire::frame::{self, FrameHeader, FrameKind, RecordsBody};
-use tidemark_wire::session::{Ack, Hello, Progress, Refuse, RefuseReason, Token, Welcome};
+use tidemark_wire::session::{
+    Ack, Hello, Instruct, InstructKind, Progress, Refuse, RefuseReason, Standing, Token, Welcome,
+};
 use tidemark_wire::{
     DecodeError, DecodeErrorKind, Epoch, Record, RecordKind, Seq, SessionToken, Timeline, VolumeId,
 };
@@ -20,6 +23,10 @@ pub const HELLO_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Time between two tokens.
 pub const TOKEN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Questions of a comparison that may wait for their answer; an agent that asks more breaks the
+/// protocol.
+pub const COMPARES_MAX: usize = 16;
 
 /// What the session wants done, in order.
 #[derive(Debug)]
@@ -32,6 +39,11 @@ pub enum Action {
     Send(Vec<u8>),
     /// The agent told how far its copy is.
     Progress(Progress),
+    /// The agent told how its stream stands.
+    Standing(Standing),
+    /// Compare these nodes with what is durable; answer with [`Session::differed`]. At most
+    /// [`COMPARES_MAX`] wait for their answer.
+    Compare(Box<Compare>),
     /// Close the connection; the session is over.
     Close(Close),
 }
@@ -67,6 +79,10 @@ struct Stream {
     epoch: Epoch,
     /// Last record that was handed on.
     last: Seq,
+    /// Last record that the agent was told is durable.
+    durable: Seq,
+    /// Questions without an answer.
+    asked: usize,
     opened_at: Duration,
     token_due: Duration,
     token_last: SessionToken,
@@ -160,6 +176,8 @@ impl Session {
             timeline: welcome.timeline,
             epoch: welcome.epoch,
             last: welcome.durable,
+            durable: welcome.durable,
+            asked: 0,
             opened_at: now,
             token_due: now,
             token_last: SessionToken(0),
@@ -170,7 +188,8 @@ impl Session {
 
     /// Everything up to `seq` is on stable storage.
     pub fn durable(&mut self, seq: Seq, out: &mut Vec<Action>) {
-        if matches!(self.state, State::Streaming(_)) {
+        if let State::Streaming(stream) = &mut self.state {
+            stream.durable = stream.durable.max(seq);
             let ack = Ack { durable: seq.0.into() };
             out.push(Action::Send(message(FrameKind::Ack, |body| ack.encode(body))));
         }
@@ -180,6 +199,22 @@ impl Session {
     pub fn bookmark(&mut self, wanted: &Bookmark, out: &mut Vec<Action>) {
         if matches!(self.state, State::Streaming(_)) {
             let frame = message(FrameKind::BookmarkRequest, |body| wanted.encode(body));
+            out.push(Action::Send(frame));
+        }
+    }
+
+    /// A question was answered.
+    pub fn differed(&mut self, differ: &Differ, out: &mut Vec<Action>) {
+        if let State::Streaming(stream) = &mut self.state {
+            stream.asked = stream.asked.saturating_sub(1);
+            out.push(Action::Send(message(FrameKind::Differ, |body| differ.encode(body))));
+        }
+    }
+
+    /// A person wants something of the agent.
+    pub fn instruct(&mut self, what: InstructKind, out: &mut Vec<Action>) {
+        if matches!(self.state, State::Streaming(_)) {
+            let frame = message(FrameKind::Instruct, |body| Instruct { what }.encode(body));
             out.push(Action::Send(frame));
         }
     }
@@ -243,6 +278,12 @@ impl Session {
             (State::Streaming(_), FrameKind::Progress) => {
                 out.push(Action::Progress(Progress::decode(&body).map_err(protocol)?));
             }
+            (State::Streaming(_), FrameKind::Standing) => {
+                out.push(Action::Standing(Standing::decode(&body).map_err(protocol)?));
+            }
+            (State::Streaming(stream), FrameKind::Compare) => {
+                out.push(Action::Compare(Box::new(stream.check_compare(&body)?)));
+            }
             (_, kind) => return Err(protocol(format!("a frame of kind {kind:?} at this point"))),
         }
         Ok(())
@@ -286,6 +327,29 @@ impl Stream {
         self.last = Seq(header.last_seq.get()).max(self.last);
         let token_sent_at = header.token().and_then(|token| self.token_time(token));
         Ok(Batch { epoch: self.epoch, count: header.count.get(), token_sent_at, body })
+    }
+
+    /// A question can be answered when it lies in the volume and its copy has begun here.
+    fn check_compare(&mut self, body: &[u8]) -> Result<Compare, Refuse> {
+        let question = Compare::decode(body).map_err(protocol)?;
+        let (range, size_bytes) = (question.range, self.size_bytes);
+        if !range.fits(size_bytes) {
+            let (start, end) = (range.offset_bytes(), range.end_bytes());
+            return Err(protocol(format!(
+                "nodes from byte {start} to {end} of a volume of {size_bytes} bytes"
+            )));
+        }
+        if question.id == [0; 16] || question.min_seq == Seq(0) || question.min_seq > self.durable {
+            return Err(protocol(format!(
+                "a comparison from record {} on, but {} is the newest durable one",
+                question.min_seq, self.durable
+            )));
+        }
+        if self.asked == COMPARES_MAX {
+            return Err(protocol(format!("more than {COMPARES_MAX} questions without an answer")));
+        }
+        self.asked += 1;
+        Ok(question)
     }
 
     /// Numbers have gaps, so only the announced predecessor shows that nothing is missing. A gap

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::RecordsBody;
 use tidemark_wire::limits::WINDOW_BYTES_MAX;
-use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Welcome};
+use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Standing, Welcome};
 use tidemark_wire::{Epoch, Seq, VolumeId, WallMicros};
 
 use super::change::Change;
@@ -95,6 +95,8 @@ pub struct Facts {
     pub recoverable_at: Option<Duration>,
     /// How far the copy is that is under way.
     pub copy: Option<Progress>,
+    /// How the agent's stream stands, as its newest session has told; `None` before the first.
+    pub standing: Option<Standing>,
     /// Why nothing can be appended.
     pub problem: Option<String>,
     /// The newest recovery point that is durable.
@@ -122,6 +124,7 @@ impl<S: Storage> Volume<S> {
             live: None,
             recoverable_at: None,
             copy: None,
+            standing: None,
             problem: None,
             newest_point: None,
             erasing: false,
@@ -193,6 +196,11 @@ impl<S: Storage> Volume<S> {
     /// The agent told how far its copy is.
     pub fn set_progress(&self, progress: Progress) {
         self.lock().copy = Some(progress);
+    }
+
+    /// The agent told how its stream stands.
+    pub fn set_standing(&self, standing: Standing) {
+        self.lock().standing = Some(standing);
     }
 
     pub(super) fn dir(&self) -> &Path {

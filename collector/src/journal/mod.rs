@@ -8,7 +8,7 @@
 //! - [`format`]: the segment file, byte by byte;
 //! - `writer`: append, group commit, sealing, latching after a failed write;
 //! - `recover`: what is done with the files at start, and with damage;
-//! - `reader`, `segment`, `index`, `span`, `files`, `cache`: what readers ask;
+//! - `reader`, `segment`, `ends`, `index`, `span`, `files`, `cache`: what readers ask;
 //! - `resolve`, `payload`: from a place on the volume to the checked bytes of a record;
 //! - `base`: the state of the seed, on which the first segment stands;
 //! - `places`: how much was journaled between two marks, whether anything was, and times;
@@ -19,6 +19,7 @@
 
 mod base;
 mod cache;
+mod ends;
 mod files;
 pub mod format;
 mod index;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tidemark_block::{ByteRange, StatusExtent};
 use tidemark_wire::Seq;
 
-use crate::error::ViewError;
+use crate::error::{NotOffered, ViewError};
 use crate::journal::format::CELL_BYTES;
 use crate::journal::{
     Cache, Extent, JournalReader, Payloads, Pin, Place, Segment, Source, resolve,
@@ -56,11 +56,33 @@ impl<S: Storage> View<S> {
         // Pinned first, so that nothing goes between the check and the list.
         let pin = reader.pin(at);
         reader.offerable(at)?;
+        Ok(Self::over(&reader, seed, at, pin))
+    }
+
+    /// Opens what is held at the newest durable record, also when it is no state of the volume:
+    /// within a span, where a comparison has to know what is held and nobody else may look. With
+    /// no record at all this is the seed.
+    ///
+    /// # Errors
+    /// `NotOffered` when a merge has gone past that record meanwhile; try again.
+    pub fn open_inside_span(
+        reader: &Arc<JournalReader<S>>,
+        seed: Arc<Seed<S>>,
+    ) -> Result<Self, ViewError> {
+        let at = reader.durable();
+        let pin = reader.pin(at);
+        match reader.first_seq() {
+            Some(oldest) if at < oldest => Err(NotOffered::BeforeStart { oldest }.into()),
+            _ => Ok(Self::over(reader, seed, at, pin)),
+        }
+    }
+
+    fn over(reader: &Arc<JournalReader<S>>, seed: Arc<Seed<S>>, at: Seq, pin: Pin<S>) -> Self {
         let list = reader.segment_list();
         let segments: Vec<_> =
             list.iter().rev().filter(|segment| segment.first_seq() <= at).cloned().collect();
         let weigh = |extents: &Extents| extents.len();
-        Ok(Self {
+        Self {
             at,
             size_bytes: reader.size_at(at),
             segments,
@@ -68,7 +90,7 @@ impl<S: Storage> View<S> {
             cells: Mutex::new(Cache::new(EXTENTS_MAX, weigh)),
             payloads: Payloads::default(),
             _pin: pin,
-        })
+        }
     }
 
     /// The state.

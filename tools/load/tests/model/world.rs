@@ -33,7 +33,7 @@ use tidemark_collector::ingest::volumes::{Ground, Volumes};
 use tidemark_collector::journal::{JournalConfig, Mark};
 use tidemark_collector::seam;
 use tidemark_collector::storage::RealStorage;
-use tidemark_wire::{AgentId, Epoch, JournalId, Seq, Timeline, VolumeId};
+use tidemark_wire::{AgentId, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 
 use super::link::WorseDial;
 use super::plan::{Case, RingSort};
@@ -262,7 +262,8 @@ impl Agent {
         let workers =
             Workers::start("serve", WORKERS, ExecutorConfig::default()).expect("executors");
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&random));
-        workers.spawn_on(0, move || copy::run(copied, source));
+        let timer = copy::EngineTimer::new(Arc::clone(&clock));
+        workers.spawn_on(0, move || copy::run(copied, source, timer));
         let shipper = Shipper::start(ShipperParts {
             facts: VolumeFacts {
                 id: volume.id(),
@@ -335,6 +336,9 @@ fn new_state(dir: &Path, volume: VolumeId) -> KeptState {
         copied: false,
         clean: false,
         released: Seq(0),
+        paused: false,
+        last_time: WallMicros(0),
+        backing: None,
     };
     let file = StateFile::new(dir, NAME);
     file.store(&state).expect("stored");
