@@ -14,7 +14,7 @@ use ingest_support::{
     Agent, Daemon, Model, VOLUME_BYTES, change, config, hello, resync, time_of, write,
 };
 use tidemark_collector::control::api::{
-    ErrorKind, Job, JobState, NewExport, NewPoint, NewRestore, PointKind, Severity,
+    ErrorKind, Job, JobState, NewExport, NewPoint, NewRestore, PointFilter, PointKind, Severity,
 };
 use tidemark_collector::control::client::{Client, ClientError};
 use tidemark_collector::daemon;
@@ -96,7 +96,7 @@ fn a_point_is_listed_when_it_is_durable_and_found_by_name() {
     std::fs::remove_file(dir.path().join("data/catalog.sqlite")).unwrap();
     let daemon = Daemon::start(dir.path());
     let client = daemon.client();
-    let list = client.points("disk1").unwrap();
+    let list = client.points("disk1", &PointFilter::default()).unwrap();
     assert_eq!(list.points, std::slice::from_ref(&point));
     assert_eq!(list.latest.unwrap().seq, point.seq + 3);
     assert_eq!(list.oldest.unwrap().seq, states[0].0.0);

@@ -413,7 +413,7 @@ impl<S: Storage> VolumeCore<S> {
             durable,
             span_open: self.span_open.unwrap_or(Seq(0)),
             window_bytes: WINDOW_BYTES_MAX,
-            seeded: false,
+            seeded: self.manifest.seeded && durable == Seq(0),
             last_time,
         })
     }
@@ -535,7 +535,12 @@ impl<S: Storage> VolumeCore<S> {
     }
 
     fn set_live(&mut self, live: Option<Live>) {
-        self.shared.lock().live.clone_from(&live);
+        {
+            let mut facts = self.shared.lock();
+            facts.live.clone_from(&live);
+            // What an earlier session has told says nothing of this one.
+            facts.standing = facts.standing.filter(|_| live.is_none());
+        }
         self.live = live;
     }
 
