@@ -12,7 +12,7 @@ pub enum Content<S: Storage> {
     /// A state, to be read only.
     State(View<S>),
     /// A clone of a state, with writes of its own.
-    Clone(Overlay<S>),
+    Clone(Box<Overlay<S>>),
 }
 
 impl<S: Storage> Content<S> {

@@ -176,7 +176,7 @@ impl<S: Storage> Desk<S> {
             Files::New => Overlay::create(place, view),
             Files::Kept => Overlay::open(place, view),
         };
-        overlay.map(Content::Clone)
+        overlay.map(|overlay| Content::Clone(Box::new(overlay)))
     }
 
     fn clones_dir(&self) -> PathBuf {
