@@ -134,7 +134,8 @@ fn killed_collectors_and_agents_cost_what_was_on_its_way_and_no_more() {
     let agent = ground.start(&collector);
     wait_for("a comparison", || collector.kept().data_bytes > 26 * MIB);
     agent.kill();
-    collector.kept().kill_at_question = Some(collector.kept().questions + 2);
+    let asked = collector.kept().questions;
+    collector.kept().kill_at_question = Some(asked + 2);
     let agent = ground.start(&collector);
     wait_for("a kill at a question", || collector.kept().kill_at_question.is_none());
     agent.wait_whole();

@@ -95,6 +95,7 @@ impl Collector {
     }
 
     pub(crate) fn instruct(&self, what: InstructKind) {
+        wait_for("a session", || self.kept().stream.is_some());
         let stream = self.kept().stream.as_ref().unwrap().try_clone().unwrap();
         send(&stream, FrameKind::Instruct, |body| Instruct { what }.encode(body)).unwrap();
     }
@@ -283,6 +284,7 @@ impl Ground {
 
     /// Starts an agent on what is there, as the daemon does.
     pub(crate) fn start(&self, collector: &Collector) -> Agent {
+        collector.kept().stream = None;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let random: Arc<dyn Random> = Arc::new(SystemSource::default());
         let file = StateFile::new(self.dir.path(), "data");
