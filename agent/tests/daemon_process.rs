@@ -49,9 +49,9 @@ fn volumes_come_and_go_while_it_runs_and_a_clean_stop_leaves_nothing_to_copy() {
     let mut socket = std::os::unix::net::UnixStream::connect(place.path("nbd")).unwrap();
     assert!(nbd::client::handshake(&mut socket, b"two").is_err(), "nobody else can open it");
     drop(client);
-    wait_for("closed", || place.status("two").is_none().then_some(()));
     let clean = |line: &str| line.contains("clean: all acknowledged") && line.contains("two");
-    assert!(agent.log().lines().any(clean), "{}", agent.log());
+    wait_for("closed", || agent.log().lines().any(clean).then_some(()));
+    assert!(place.status("two").is_none());
 
     // All three again: nothing is copied, also not the one that came back.
     agent.stop();
