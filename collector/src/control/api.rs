@@ -4,11 +4,17 @@
 //! Times are RFC 3339 in UTC; sizes are bytes; a sequence number is a plain number. A field that
 //! an answer does not have is absent or `null`, never a special value.
 
+mod volume;
+
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::volume::{
+    AgentInfo, AgentVolume, Erased, NewPolicy, NewRetire, PointFilter, PolicyInfo, Reloaded,
+    RetiredInfo,
+};
 pub use crate::config::CONTROL_SOCKET_DEFAULT;
 
 /// Answer of `GET /v1/status`.
@@ -46,8 +52,14 @@ pub enum ProtectionState {
     Copying,
     /// The agent is connected, but the newest durable token is older than it should be.
     Behind,
+    /// The agent is connected, but captures no changes until a copy has begun.
+    Lost,
+    /// The agent is connected, but captures no changes, because a person wants it so.
+    Paused,
     /// No session of the volume is open.
     Disconnected,
+    /// A person has ended the protection; what is kept goes in a while.
+    Retired,
 }
 
 impl ProtectionState {
@@ -58,7 +70,10 @@ impl ProtectionState {
             Self::Protected => "protected",
             Self::Copying => "copying",
             Self::Behind => "behind",
+            Self::Lost => "lost",
+            Self::Paused => "paused",
             Self::Disconnected => "disconnected",
+            Self::Retired => "retired",
         }
     }
 }
@@ -76,6 +91,14 @@ pub struct VolumeStatus {
     pub block_bytes: u32,
     /// State of its protection.
     pub state: ProtectionState,
+    /// Since when, where that is known: for a paused or retired volume, and while a copy runs.
+    pub since: Option<Timestamp>,
+    /// Why it is in that state, where there is more to say.
+    pub reason: Option<String>,
+    /// Set while it is retired.
+    pub retired: Option<RetiredInfo>,
+    /// What holds for it.
+    pub policy: PolicyInfo,
     /// A session of the volume is open.
     pub connected: bool,
     /// The agent of the session that is or was the last one (UUID).
@@ -92,6 +115,8 @@ pub struct VolumeStatus {
     pub durable_time: Option<Timestamp>,
     /// Oldest state that can be opened.
     pub first_seq: Option<u64>,
+    /// When that state was captured.
+    pub first_time: Option<Timestamp>,
     /// How old the newest recoverable state is. `None` when this daemon has not yet seen a token
     /// of the volume become durable.
     pub rpo_seconds: Option<f64>,
@@ -164,8 +189,11 @@ pub struct PointInfo {
     pub reason: String,
     /// The state that it names.
     pub seq: u64,
-    /// When that state was captured.
+    /// When that state was captured. Never below the time of an earlier point.
     pub time: Timestamp,
+    /// Bytes of the journal between the point before and this one; `None` for the oldest point,
+    /// and in an answer that shows only this one.
+    pub changed_bytes: Option<u64>,
     /// False when the state lies inside a span and so can't be opened.
     pub offered: bool,
 }
@@ -179,8 +207,10 @@ pub struct PointList {
     pub latest: Option<StateInfo>,
     /// The oldest state that can be opened.
     pub oldest: Option<StateInfo>,
-    /// Named points, oldest first.
+    /// Points that match, oldest first.
     pub points: Vec<PointInfo>,
+    /// Points that match and are older than those shown, because of the limit.
+    pub older: u64,
 }
 
 /// A state of a volume. Answer of `GET /v1/volumes/{v}/resolve?at=AT`.
@@ -258,23 +288,34 @@ pub struct RecordInfo {
 }
 
 /// Body of `POST /v1/exports`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewExport {
     /// Name or id of the volume.
     pub volume: String,
     /// Which state.
     pub at: String,
-    /// `unix:/path` or `tcp:127.0.0.1:10809`; port 0 lets the system choose one.
-    pub listen: String,
+    /// `unix:/path` or `tcp:127.0.0.1:10809`; port 0 lets the system choose one. Needed unless
+    /// `fuse` is set.
+    #[serde(default)]
+    pub listen: Option<String>,
+    /// Show it as a file of the collector's FUSE directory instead.
+    #[serde(default)]
+    pub fuse: bool,
+    /// Make it a clone that can be written, with writes of its own.
+    #[serde(default)]
+    pub writable: bool,
+    /// What a clone may hold of its own; the configured `clone_mib_max` when nothing is said.
+    #[serde(default)]
+    pub space_bytes: Option<u64>,
 }
 
-/// A state that is served as a read-only disk over NBD.
+/// A state that is served as a disk, or a writable clone of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportInfo {
-    /// Number of the export, for `DELETE /v1/exports/{id}`.
+    /// Number of the export, for `DELETE /v1/exports/{id}?discard=BOOL&force=BOOL`.
     pub id: u64,
-    /// The volume's name.
+    /// The volume's name when the export was made.
     pub volume: String,
     /// The volume's identity.
     pub volume_id: String,
@@ -282,16 +323,29 @@ pub struct ExportInfo {
     pub at: String,
     /// The state that is served.
     pub state: StateInfo,
-    /// Where it is served; with the port that was chosen.
-    pub listen: String,
+    /// Where it is served over NBD; with the port that was chosen.
+    pub listen: Option<String>,
     /// What to give to NBD clients: `nbd+unix:///name?socket=…` or `nbd://host:port/name`.
-    pub uri: String,
+    pub uri: Option<String>,
     /// Name of the export within NBD.
-    pub nbd_name: String,
+    pub nbd_name: Option<String>,
+    /// The file of the FUSE directory that is the disk.
+    pub path: Option<PathBuf>,
     /// Size of the disk.
     pub size_bytes: u64,
     /// When it was made.
     pub created: Timestamp,
+    /// It is a clone that can be written.
+    pub writable: bool,
+    /// What a clone holds of its own; absent for a state, and while it is not served.
+    pub used_bytes: Option<u64>,
+    /// What a clone may hold of its own.
+    pub space_bytes: Option<u64>,
+    /// NBD connections, or openings of the file.
+    pub clients: u32,
+    /// Why it is not served at the moment, and what to do. Its state and a clone's writes are
+    /// kept meanwhile.
+    pub problem: Option<String>,
 }
 
 /// Body of `POST /v1/restores`; the answer is a [`Job`].

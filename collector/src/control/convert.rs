@@ -10,6 +10,7 @@ use crate::error::{Failure, FailureKind, Severity};
 use crate::journal::{InspectedRecord, MarkBody, SegmentInfo};
 use crate::points::at::State;
 use crate::points::{Point, timestamp};
+use crate::policy::Policy;
 
 pub(super) fn error(failure: &Failure) -> api::ErrorInfo {
     api::ErrorInfo {
@@ -41,7 +42,17 @@ pub(super) fn point(point: &Point, offered: bool) -> api::PointInfo {
         reason: point.reason.clone(),
         seq: point.seq.0,
         time: timestamp(point.time),
+        changed_bytes: None,
         offered,
+    }
+}
+
+pub(super) fn policy(policy: &Policy, own: bool) -> api::PolicyInfo {
+    api::PolicyInfo {
+        window_seconds: policy.window.as_secs(),
+        journal_bytes_max: policy.journal_bytes_max,
+        point_interval_seconds: policy.point_interval.map(|interval| interval.as_secs()),
+        own,
     }
 }
 

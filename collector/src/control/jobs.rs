@@ -109,7 +109,7 @@ impl RunningJobs {
 impl<S: Storage> Desk<S> {
     pub(super) async fn create_restore(self: &Arc<Self>, new: api::NewRestore) -> Result<api::Job> {
         let (target, overwrite) = (new.target.clone(), new.overwrite);
-        let data_dir = self.sources.config.data_dir.clone();
+        let data_dir = self.sources.settings.now().data_dir.clone();
         blocking(move || {
             check_target(&target, overwrite)?;
             check_outside(&target, &data_dir)

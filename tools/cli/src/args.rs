@@ -37,7 +37,7 @@ pub(crate) enum Command {
     /// Recovery points.
     #[command(subcommand)]
     Point(PointCommand),
-    /// Open a state as a read-only disk over NBD; nothing is copied.
+    /// Open a state as a disk, read-only or as a writable clone; nothing is copied.
     Export(ExportArguments),
     /// Write a state to a file on the collector's machine.
     Restore(RestoreArguments),
@@ -99,11 +99,21 @@ pub(crate) enum ExportCommand {
     Create(ExportCreate),
     /// What is being served.
     List,
-    /// Stop serving a state; its clients lose their connection.
-    Stop {
-        /// Number of the export, from `tidemark export list`.
-        id: u64,
-    },
+    /// End an export; its clients lose their connection, and a clone's writes go.
+    Stop(ExportStop),
+}
+
+/// Which export to end, and what may be lost with it.
+#[derive(Debug, Args)]
+pub(crate) struct ExportStop {
+    /// Number of the export, from `tidemark export list`.
+    pub(crate) id: u64,
+    /// End a clone that was written to without asking; its writes are gone.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Take a file away although somebody has it open; what they do from then on fails.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// What to serve, and where.
@@ -117,6 +127,17 @@ pub(crate) struct ExportCreate {
     /// Without it, a new socket beside the control socket.
     #[arg(long, value_name = "ADDRESS", value_parser = listen_address)]
     pub(crate) listen: Option<String>,
+    /// Show it as a file of the collector's FUSE directory instead, for a loop device.
+    #[arg(long, conflicts_with = "listen")]
+    pub(crate) fuse: bool,
+    /// Make it a clone that can be written. Its writes are its own: the volume and its history
+    /// never see them.
+    #[arg(long)]
+    pub(crate) writable: bool,
+    /// What the clone may hold of its own, such as `10GiB`. Without it, what the collector's
+    /// configuration says.
+    #[arg(long, value_name = "SIZE", requires = "writable", value_parser = crate::units::size)]
+    pub(crate) space: Option<u64>,
 }
 
 /// `tidemark restore`.
@@ -214,7 +235,7 @@ mod tests {
 
         let parsed = parse("tidemark export stop 7").expect("a command");
         let Command::Export(export) = parsed.command else { panic!("{parsed:?}") };
-        assert!(matches!(export.command, Some(ExportCommand::Stop { id: 7 })));
+        assert!(matches!(export.command, Some(ExportCommand::Stop(ExportStop { id: 7, .. }))));
     }
 
     #[test]
@@ -223,6 +244,9 @@ mod tests {
             ("tidemark export disk", ErrorKind::MissingRequiredArgument),
             ("tidemark export disk --at now --listen unix:relative", ErrorKind::ValueValidation),
             ("tidemark export disk --at now --listen tcp:localhost", ErrorKind::ValueValidation),
+            ("tidemark export disk --at now --fuse --listen unix:/x", ErrorKind::ArgumentConflict),
+            ("tidemark export disk --at now --writable --space 5XB", ErrorKind::ValueValidation),
+            ("tidemark export disk --at now --space 5GiB", ErrorKind::MissingRequiredArgument),
             ("tidemark restore disk --at now", ErrorKind::MissingRequiredArgument),
             ("tidemark journal inspect disk --limit 5", ErrorKind::MissingRequiredArgument),
             ("tidemark journal inspect disk 1.seg --limit 0", ErrorKind::ValueValidation),

@@ -6,6 +6,7 @@
 //! when the command failed, 2 when it made no sense.
 
 mod args;
+mod ask;
 mod console;
 mod event;
 mod export;
@@ -17,6 +18,7 @@ mod point;
 mod render;
 mod restore;
 mod status;
+mod units;
 mod volume;
 
 use std::io::Write;
