@@ -232,15 +232,11 @@ impl Volumes {
     /// Flushes the backing stores and waits until the collector has everything. Nobody changes a
     /// volume any more.
     pub(super) fn drain(self) -> Vec<Stopped> {
-        let mut running = Vec::new();
+        let (mut running, mut closing) = (Vec::new(), Vec::new());
         for (name, entry) in self.by_name {
             match entry.stage {
                 Stage::Served(one, _) | Stage::Leaving(one, _) => running.push(one),
-                Stage::Closing(thread) => {
-                    if thread.join().is_err() {
-                        tracing::error!(volume = name, "the thread that closed it panicked");
-                    }
-                }
+                Stage::Closing(thread) => closing.push((name, thread)),
             }
         }
         // All of them drain at the same time, however many there are.
@@ -251,7 +247,13 @@ impl Volumes {
         );
         let clock = self.around.clock.as_ref();
         let deadline = clock.monotonic() + DRAIN_PATIENCE;
-        running.into_iter().map(|one| one.drain(deadline, clock)).collect()
+        let stopped = running.into_iter().map(|one| one.drain(deadline, clock)).collect();
+        for (name, thread) in closing {
+            if thread.join().is_err() {
+                tracing::error!(volume = name, "the thread that closed it panicked");
+            }
+        }
+        stopped
     }
 }
 
