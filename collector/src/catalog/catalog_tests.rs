@@ -150,13 +150,14 @@ fn jobs_end_once_and_stale_ones_are_named() {
         catalog.end_job(first, 100, &done, WallMicros(5)).await.unwrap();
         let failed = JobOutcome::Failed(Failure::invalid("no").with_hint("yes"));
         catalog.end_job(second, 7, &failed, WallMicros(5)).await.unwrap();
-        catalog.end_stale_jobs(WallMicros(6)).await.unwrap();
+        let left = catalog.end_stale_jobs(WallMicros(6)).await.unwrap();
+        assert_eq!(left.len(), 1);
         let jobs = catalog.jobs().await.unwrap();
         assert_eq!((jobs[0].status, jobs[0].written_bytes), (JobStatus::Done, Some(3)));
         let error = (FailureKind::Invalid, "no".to_owned(), Some("yes".to_owned()));
         assert_eq!(jobs[1].error, Some(error));
         let stale = catalog.job(third).await.unwrap();
-        assert_eq!((stale.status, stale.finished), (JobStatus::Failed, Some(WallMicros(6))));
+        assert_eq!((stale.status, stale.finished), (JobStatus::Interrupted, Some(WallMicros(6))));
         assert_eq!(catalog.job(99).await.unwrap_err().kind, FailureKind::NotFound);
     });
 }

@@ -24,7 +24,7 @@ use crate::catalog::{CATALOG_FILE, Catalog};
 use crate::config::settings::Settings;
 use crate::config::{Address, Config};
 use crate::control::desk::{Desk, Sources};
-use crate::control::{Feed, FeedTask, server, upkeep};
+use crate::control::{Feed, FeedTask, interruption, server, upkeep};
 use crate::error::{Failure, Result, Severity};
 use crate::ingest::observer::Observer;
 use crate::ingest::server::IngestServer;
@@ -184,7 +184,9 @@ async fn settle(
     clock: &dyn Clock,
 ) -> Result<()> {
     let now = clock.wall();
-    catalog.end_stale_jobs(now).await?;
+    for job in catalog.end_stale_jobs(now).await? {
+        feed.event(Severity::Warning, Some(&job.volume), interruption(&job));
+    }
     data_dir.finish_erasing(catalog).await?;
     for (id, name, seen) in catalog.known_volumes().await? {
         if !data_dir.volumes.contains(&id) {
