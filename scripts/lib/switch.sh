@@ -41,22 +41,33 @@ device_number() {
     printf '%d:%d' "0x$major" "0x$minor"
 }
 
+# mounts_of DEVICE: the places where it is mounted, written as in the kernel's mount table. btrfs
+# does not tell its device's number there.
+mounts_of() {
+    local number place fstype source wanted real
+    wanted=$(device_number "$1")
+    real=$(readlink -f "$1")
+    while read -r number place fstype source; do
+        if [[ $number == "$wanted" ]] || [[ $fstype == btrfs && $(readlink -f "$source") == "$real" ]]; then
+            printf '%s\n' "$place"
+        fi
+    done < <(awk '{ at = 7; while ($at != "-") at++; print $3, $5, $(at + 1), $(at + 2) }' /proc/self/mountinfo)
+}
+
 mount_facts() {
-    local number all
-    number=$(device_number "$1")
-    mapfile -t all < <(awk -v number="$number" '$3 == number { print $5 }' /proc/self/mountinfo)
-    ((${#all[@]} > 0)) || stop "$1 is not mounted; nothing to keep mounted, so add it to $CONFIG by hand"
+    local all
+    mapfile -t all < <(mounts_of "$1")
+    ((${#all[@]} > 0)) || stop "$1 is not mounted; nothing to keep mounted, so change $CONFIG by hand"
     ((${#all[@]} == 1)) || stop "$1 is mounted ${#all[@]} times (${all[*]}); leave one of them"
-    MOUNT=$(printf '%b' "${all[0]}")
+    PLACE=${all[0]}
+    MOUNT=$(printf '%b' "$PLACE")
     read -r FSTYPE OPTIONS < <(findmnt --noheadings --first-only --output FSTYPE,OPTIONS --mountpoint "$MOUNT")
-    mapfile -t all < <(awk -v at="${all[0]}/" 'index($5, at) == 1 { print $5 }' /proc/self/mountinfo)
+    mapfile -t all < <(awk -v at="$PLACE/" 'index($5, at) == 1 { print $5 }' /proc/self/mountinfo)
     ((${#all[@]} == 0)) || stop "${all[*]} is mounted below $MOUNT; unmount it first, and mount it again afterwards"
 }
 
-# mounted_from DEVICE: that, and nothing else, is what one sees at MOUNT.
-mounted_from() {
-    [[ $(findmnt --noheadings --first-only --output MAJ:MIN --mountpoint "$MOUNT" | tr -d ' ') == "$(device_number "$1")" ]]
-}
+# mounted_from DEVICE: that is what is mounted at MOUNT.
+mounted_from() { mounts_of "$1" | grep -qxF -- "$PLACE"; }
 
 # users_of_mount: who has something open there, one process a line.
 users_of_mount() {
