@@ -1,6 +1,7 @@
 //! What an agent is told when it asks what differs: with a whole daemon, also within a span, and
 //! where the journal is damaged.
 #![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::cast_possible_truncation, reason = "a leaf is small")]
 
 mod ingest_support;
 
