@@ -2,7 +2,7 @@
 //!
 //! What enters are a store's identity, size, times and counters; what leaves is a [`Change`], which
 //! makes the caller compare the whole volume. A mark is kept in two places: in the volume's state
-//! file when the agent stops in order ([`MarkKeeper::last`]), and about every second in a file
+//! file when the agent stops in order ([`MarkKeeper::finish`]), and about every second in a file
 //! beside the change ring, on tmpfs, where it costs no disk write ([`MarkKeeper::keep`]). A crash
 //! of the machine loses the second one together with the ring, and without a ring the volume is
 //! compared anyway. In doubt there is a change: a needless comparison costs reading, a missed one
@@ -337,6 +337,10 @@ impl MarkKeeper {
         }
         self.next = now + KEEP_EVERY;
         let mark = self.backing.mark()?;
+        self.store(mark)
+    }
+
+    fn store(&mut self, mark: BackingMark) -> io::Result<()> {
         if self.kept.as_ref() == Some(&mark) {
             return Ok(());
         }
@@ -348,16 +352,18 @@ impl MarkKeeper {
         Ok(())
     }
 
-    /// The last mark, behind the last write of this agent. Waits until a later change of the file
-    /// must have a later time.
+    /// The last mark, behind the last write of this agent; also kept, for a stop that is not clean.
+    /// Waits until a later change of the file must have a later time.
     ///
     /// # Errors
     /// The operating system's.
-    pub fn last(&self, clock: &dyn Clock) -> io::Result<BackingMark> {
+    pub fn finish(&mut self, clock: &dyn Clock) -> io::Result<BackingMark> {
         // The times of a file have to be as durable as what they tell about.
         self.backing.settle()?;
         clock.sleep(TICK);
-        self.backing.mark()
+        let mark = self.backing.mark()?;
+        self.store(mark.clone())?;
+        Ok(mark)
     }
 
     /// Removes the mark of a running agent: the last one is in the state file.

@@ -44,8 +44,8 @@ fn file() -> (TempDir, PathBuf, BackingMark) {
     File::create(&path).unwrap().set_len(SIZE).unwrap();
     let backing = Backing::open(&path, BOOT).unwrap();
     backing.name_generation([9; 16]).unwrap();
-    let keeper = MarkKeeper::new(backing, dir.path().join("disk.mark"));
-    let mark = keeper.last(&SystemClock::default()).unwrap();
+    let mut keeper = MarkKeeper::new(backing, dir.path().join("last.mark"));
+    let mark = keeper.finish(&SystemClock::default()).unwrap();
     (dir, path, mark)
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use nix::sys::stat::{Mode, umask};
-use tidemark_collector::config::Config;
+use tidemark_collector::config::{CONFIG_PATH_DEFAULT, Config};
 use tidemark_collector::daemon;
 use tidemark_collector::error::Result;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,6 +26,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Says whether a configuration is right, and if not, where and what to do. Nothing is started.
+    Check {
+        /// The configuration; without it the one that the daemon would use.
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
+    },
     /// Says what is in a segment file of a journal, and whether it is whole.
     Inspect {
         /// The segment file.
@@ -37,6 +43,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command {
         None => run(arguments.config.as_deref()),
+        Some(Command::Check { config }) => check(config.as_deref()),
         Some(Command::Inspect { file }) => inspect(&file),
     }
 }
@@ -58,6 +65,32 @@ fn run(config: Option<&Path>) -> ExitCode {
             tracing::error!("{error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn check(config: Option<&Path>) -> ExitCode {
+    match Config::load(config) {
+        Ok(config) => {
+            let file = config.file.as_deref().unwrap_or(Path::new(CONFIG_PATH_DEFAULT));
+            print(&format!("{} is good\n", file.display()), ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            eprintln!("tidemark-collector: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prints an answer and ends with `status`, unless that does not work.
+fn print(text: &str, status: ExitCode) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A reader that has seen enough is no failure.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("tidemark-collector: can't write the answer: {error}");
+            ExitCode::FAILURE
+        }
+        _ => status,
     }
 }
 
@@ -84,16 +117,7 @@ fn serve(config: Config) -> Result<()> {
 fn inspect(file: &Path) -> ExitCode {
     match daemon::inspect::describe(file) {
         Ok((text, whole)) => {
-            let mut out = std::io::stdout().lock();
-            match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-                // A reader that has seen enough is no failure.
-                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-                    eprintln!("tidemark-collector: can't write the report: {error}");
-                    ExitCode::FAILURE
-                }
-                _ if whole => ExitCode::SUCCESS,
-                _ => ExitCode::FAILURE,
-            }
+            print(&text, if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Err(error) => {
             eprintln!("tidemark-collector: {error}");

@@ -14,7 +14,7 @@ use ingest_support::{
     Agent, Daemon, Model, VOLUME_BYTES, change, config, hello, resync, time_of, write,
 };
 use tidemark_collector::control::api::{
-    ErrorKind, Job, JobState, NewExport, NewPoint, NewRestore, PointKind, Severity,
+    ErrorKind, Job, JobState, NewExport, NewPoint, NewRestore, PointFilter, PointKind, Severity,
 };
 use tidemark_collector::control::client::{Client, ClientError};
 use tidemark_collector::daemon;
@@ -96,7 +96,7 @@ fn a_point_is_listed_when_it_is_durable_and_found_by_name() {
     std::fs::remove_file(dir.path().join("data/catalog.sqlite")).unwrap();
     let daemon = Daemon::start(dir.path());
     let client = daemon.client();
-    let list = client.points("disk1").unwrap();
+    let list = client.points("disk1", &PointFilter::default()).unwrap();
     assert_eq!(list.points, std::slice::from_ref(&point));
     assert_eq!(list.latest.unwrap().seq, point.seq + 3);
     assert_eq!(list.oldest.unwrap().seq, states[0].0.0);
@@ -149,7 +149,10 @@ fn a_restore_is_the_state_sparse_and_never_by_halves() {
             volume: "disk1".into(),
             at: format!("seq:{seq}"),
             target: target.clone(),
+            format: None,
             overwrite: true,
+            restart: false,
+            erase: false,
         };
         let job = finished(&client, client.create_restore(&new).unwrap());
         assert_eq!(job.state, JobState::Done, "{:?}", job.error);
@@ -162,8 +165,13 @@ fn a_restore_is_the_state_sparse_and_never_by_halves() {
         volume: "disk1".into(),
         at: "latest".into(),
         target: target.to_owned(),
+        format: None,
         overwrite,
+        restart: false,
+        erase: false,
     };
+    let plan = client.plan_restore(&new(&dir.path().join("disk.img"), false)).unwrap();
+    assert_eq!((plan.destroys, plan.resumes_at_bytes, plan.total_bytes), (None, 0, VOLUME_BYTES));
     for (path, kind, words) in [
         (target.as_path(), ErrorKind::Conflict, "exists"),
         (&dir.path().join("none/out.img"), ErrorKind::NotFound, "none"),
@@ -202,17 +210,24 @@ fn an_export_is_the_state_while_the_journal_goes_on() {
     let client = daemon.client();
     let (seq, model) = &states[1];
     let socket = dir.path().join("export.sock");
-    let new =
-        |listen: String| NewExport { volume: "disk1".into(), at: format!("seq:{seq}"), listen };
+    let new = |listen: String| NewExport {
+        volume: "disk1".into(),
+        at: format!("seq:{seq}"),
+        listen: Some(listen),
+        ..NewExport::default()
+    };
     let unix = client.create_export(&new(format!("unix:{}", socket.display()))).unwrap();
     let tcp = client.create_export(&new("tcp:127.0.0.1:0".into())).unwrap();
     agent.send_changes(&[write(0, vec![0xee; 100_000])]);
     agent.wait_durable();
     assert_eq!((unix.state.seq, unix.size_bytes), (seq.0, VOLUME_BYTES));
-    assert!(read_all(UnixStream::connect(&socket).unwrap(), &unix.nbd_name) == model.0);
-    let address = tcp.listen.strip_prefix("tcp:").unwrap();
+    assert!(
+        read_all(UnixStream::connect(&socket).unwrap(), unix.nbd_name.as_deref().unwrap())
+            == model.0
+    );
+    let address = tcp.listen.as_deref().unwrap().strip_prefix("tcp:").unwrap();
     assert!(read_all(TcpStream::connect(address).unwrap(), "") == model.0);
-    copied_by_nbdcopy(&unix.uri, &dir.path().join("copied.img"), model);
+    copied_by_nbdcopy(unix.uri.as_deref().unwrap(), &dir.path().join("copied.img"), model);
     assert_eq!(client.exports().unwrap().len(), 2);
 
     for (listen, kind) in [
@@ -224,10 +239,10 @@ fn an_export_is_the_state_while_the_journal_goes_on() {
         let (got, text) = refused(client.create_export(&new(listen)));
         assert_eq!(got, kind, "{text}");
     }
-    client.delete_export(unix.id).unwrap();
+    client.delete_export(unix.id, false, false).unwrap();
     assert!(!socket.exists());
-    assert_eq!(refused(client.delete_export(unix.id)).0, ErrorKind::NotFound);
-    // The other one ends with the daemon.
+    assert_eq!(refused(client.delete_export(unix.id, false, false)).0, ErrorKind::NotFound);
+    // The other one goes away with the daemon, until the next one.
     daemon.stop();
     assert!(TcpStream::connect(address).is_err());
 }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ingest_support::{hello, resync, time_of, write};
+use tidemark_collector::config::Config;
+use tidemark_collector::config::settings::Settings;
 use tidemark_collector::error::Severity;
 use tidemark_collector::ingest::manifest::Manifest;
 use tidemark_collector::ingest::observer::Observer;
@@ -17,6 +19,7 @@ use tidemark_collector::ingest::session::Batch;
 use tidemark_collector::ingest::volume::{Command, Opening, Volume, VolumeCore, volume_dir};
 use tidemark_collector::journal::format::HEADER_BYTES;
 use tidemark_collector::journal::{JournalConfig, Mark};
+use tidemark_collector::policy::Overrides;
 use tidemark_collector::storage::{Fault, MemoryStorage, Storage};
 use tidemark_wire::body::Bookmark;
 use tidemark_wire::frame::RecordsHeader;
@@ -30,8 +33,10 @@ struct Events(Mutex<Vec<(Severity, String)>>);
 
 impl Observer for Events {
     fn volume(&self, _: &Manifest) {}
+    fn seen(&self, _: &Manifest) {}
     fn history(&self, _: VolumeId, _: &[Mark]) {}
     fn marks(&self, _: VolumeId, _: &[Mark]) {}
+    fn trimmed(&self, _: VolumeId, _: Seq) {}
     fn event(&self, severity: Severity, _: Option<&str>, text: String) {
         self.0.lock().unwrap().push((severity, text));
     }
@@ -90,13 +95,17 @@ fn bench(storage: MemoryStorage) -> Option<Bench> {
                 epoch: Epoch(0),
                 agent: hello.agent,
                 created: WallMicros(1),
+                policy: Overrides::default(),
+                retired: None,
+                seeded: false,
             };
             storage.create_dir(&dir()).ok()?;
             manifest.store(&storage, &dir()).ok()?;
             manifest
         }
     };
-    let volume = Arc::new(Volume::new(dir(), manifest));
+    let settings = Settings::new(Config::parse("", Path::new("test.toml")).unwrap());
+    let volume = Arc::new(Volume::new(dir(), manifest, settings));
     let config = JournalConfig { segment_bytes_max: 16 << 10 };
     let events = Arc::<Events>::default();
     let core = VolumeCore::start(Arc::clone(&storage), Arc::clone(&volume), events.clone(), config);

@@ -22,6 +22,7 @@ link_count() {
     ip netns add "$LINK_NAMESPACE" || { echo "skipped: no network namespaces here" >&2; exit 77; }
     later ip netns delete "$LINK_NAMESPACE"
     ip -n "$LINK_NAMESPACE" link set lo up
+    # shellcheck disable=SC2034 # the sandbox reads it
     INGEST=tcp:127.0.0.1:7440
     # Not `ip netns exec`, which would hide the agent's FUSE mount in a mount namespace.
     DAEMON_WITHIN=(nsenter "--net=/run/netns/$LINK_NAMESPACE" --)

@@ -281,7 +281,16 @@ loop_detach() {
 }
 
 agent_attach() {
-    loop_attach "$FUSE_DIR/$1"
+    LOOP=$(tidemark-agent attach "$1" --via loop) && [[ -b $LOOP ]] || fail "no loop device for volume $1"
+    later agent_detach "$1" "$LOOP"
+}
+
+# agent_detach VOLUME DEVICE: without the agent, which may be gone, when it does not do it.
+agent_detach() {
+    tidemark-agent detach "$1" >/dev/null 2>"$SANDBOX/detach.txt" || loop_detach "$2" "$FUSE_DIR/$1" || {
+        cat "$SANDBOX/detach.txt" >&2
+        return 1
+    }
 }
 
 mount_at() {

@@ -77,6 +77,8 @@ pub struct VolumeStatus {
     pub size_bytes: u64,
     /// Whether the collector's copy follows it.
     pub standing: VolumeStanding,
+    /// There is a connection to the collector.
+    pub connected: bool,
     /// It is removed and waits for its last user.
     pub leaving: bool,
     /// NBD connections and open files of it.

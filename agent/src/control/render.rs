@@ -34,6 +34,9 @@ pub fn table(volumes: &[VolumeStatus]) -> Vec<String> {
 
 fn row(volume: &VolumeStatus) -> [String; 6] {
     let mut state = standing(&volume.standing);
+    if !volume.connected {
+        state.push_str(", collector not reached");
+    }
     if volume.leaving {
         state.push_str(", removed");
     }
@@ -93,6 +96,7 @@ mod tests {
             backing: "/b".into(),
             size_bytes: 3 << 29,
             standing,
+            connected: notes.is_empty(),
             leaving: !notes.is_empty(),
             users: 2,
             ring_used_bytes: 17,
@@ -105,9 +109,9 @@ mod tests {
         assert_eq!(
             table(&volumes),
             [
-                "VOLUME     SIZE     STATE           USERS  DEVICE  UNSENT",
-                "a          1.5 GiB  copying 33 %    2      -       17 B",
-                "long-name  1.5 GiB  whole, removed  2      -       17 B",
+                "VOLUME     SIZE     STATE                                  USERS  DEVICE  UNSENT",
+                "a          1.5 GiB  copying 33 %                           2      -       17 B",
+                "long-name  1.5 GiB  whole, collector not reached, removed  2      -       17 B",
                 "long-name: mind it",
             ]
         );

@@ -116,12 +116,17 @@ impl Running {
             Phase::Paused => VolumeStanding::Paused,
             Phase::Wanted(cause) if !capture.is_on() => lost(cause.text()),
             phase if phase.is_whole() && self.state.get().copied => VolumeStanding::Whole,
-            Phase::Whole { copy_end: None } => lost("the collector was not reached yet"),
+            Phase::Whole { copy_end: None } => lost("not copied yet"),
             Phase::Whole { .. } | Phase::Wanted(_) | Phase::Copying { .. } => {
                 let (done_bytes, total_bytes, _) = capture.progress().get();
                 VolumeStanding::Copying { done_bytes, total_bytes }
             }
         }
+    }
+
+    /// True while there is a connection to the collector.
+    pub(super) fn is_connected(&self) -> bool {
+        self.shipper.is_connected()
     }
 
     /// Does what has to be done now and then.
@@ -227,10 +232,16 @@ impl Stopped {
     }
 
     /// Notes a clean stop and removes the ring that it needs no more.
-    pub(super) fn settle(self, clock: &dyn Clock) {
+    pub(super) fn settle(mut self, clock: &dyn Clock) {
         let name = self.volume.name().to_owned();
         let capture = self.volume.capture();
-        let mark = self.mark.last(clock);
+        let mark = self.mark.finish(clock);
+        if let Err(error) = &mark {
+            tracing::warn!(
+                volume = name,
+                "can't mark its backing store: {error}; the next start compares the volume"
+            );
+        }
         // A request that took too long for the stop of its frontend may have come behind the flush.
         let is_late = capture.ring().tail_ticket() != self.tail || !capture.is_on();
         if !self.is_clean || is_late {
@@ -240,12 +251,6 @@ impl Stopped {
                  from the change ring, as long as the machine is not restarted before"
             );
             return;
-        }
-        if let Err(error) = &mark {
-            tracing::warn!(
-                volume = name,
-                "can't mark its backing store: {error}; the next start compares the volume"
-            );
         }
         let released = capture.ring().released_seq().max(self.state.get().released);
         let last_time = capture.ring().last_time();

@@ -46,7 +46,7 @@ pub struct EventRow {
 }
 
 impl Catalog {
-    /// Remembers a volume and its agent.
+    /// Remembers a volume and its agent, who is not seen by that.
     ///
     /// # Errors
     /// `Internal`.
@@ -54,8 +54,8 @@ impl Catalog {
         let put = async {
             let mut transaction = self.pool.begin().await?;
             sqlx::query(
-                "INSERT INTO agents VALUES (?1, ?2, ?2)
-                 ON CONFLICT (id) DO UPDATE SET last_seen_us = ?2",
+                "INSERT OR IGNORE INTO agents (id, first_seen_us, last_seen_us)
+                 VALUES (?1, ?2, ?2)",
             )
             .bind(volume.agent.to_string())
             .bind(stored(now.0))
@@ -75,6 +75,27 @@ impl Catalog {
             transaction.commit().await
         };
         put.await.map_err(self.failed("write a volume"))
+    }
+
+    /// Forgets a volume with its points, and its agent when that was forgotten before and has no
+    /// other volume.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub async fn forget_volume(&self, volume: VolumeId) -> Result<()> {
+        let forgotten = async {
+            let mut transaction = self.pool.begin().await?;
+            for statement in [
+                "DELETE FROM points WHERE volume = ?",
+                "DELETE FROM volumes WHERE id = ?",
+                "DELETE FROM agents WHERE forgotten_us IS NOT NULL
+                 AND id NOT IN (SELECT agent FROM volumes WHERE id != ?)",
+            ] {
+                sqlx::query(statement).bind(volume.to_string()).execute(&mut *transaction).await?;
+            }
+            transaction.commit().await
+        };
+        forgotten.await.map_err(self.failed("forget a volume"))
     }
 
     /// Identity, name and when its agent was last seen, of every volume that was ever here.

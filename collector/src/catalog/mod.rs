@@ -2,10 +2,12 @@
 //!
 //! What enters: volumes and agents as they connect, points as their marks become durable, jobs,
 //! exports, events. What leaves: the same, by query. The journals and manifests are the truth
-//! for volumes and points, so those are written anew when a journal is opened; jobs and events
-//! live only here. A crash may lose the newest of them. Events beyond [`EVENTS_MAX`] and ended
+//! for volumes and points, so those are written anew when a journal is opened; jobs, exports and
+//! events live only here. A crash may lose the newest of them. Events beyond [`EVENTS_MAX`] and ended
 //! jobs beyond [`JOBS_MAX`] are dropped, oldest first.
 
+mod agents;
+mod exports;
 mod history;
 mod points;
 mod work;
@@ -17,16 +19,24 @@ use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow};
 use tidemark_wire::WallMicros;
 
+pub use agents::AgentRow;
+pub use exports::{ExportRow, Front};
 pub use history::{EVENTS_MAX, EventRow, VolumeRow};
-pub use work::{ExportRow, JOBS_MAX, JobOutcome, JobRow, JobStatus};
+pub use work::{JOBS_MAX, JobOutcome, JobRow, JobStatus};
 
 use crate::error::{Failure, Result};
 
 /// Name of the file in the data directory.
 pub const CATALOG_FILE: &str = "catalog.sqlite";
 
-/// Raised with every change of [`SCHEMA`]; the number is in the file's `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+/// What each version added to the one before; the first made everything. The number of those that
+/// a file has is in its `user_version`. A released one is never changed.
+const VERSIONS: [&str; 3] = [
+    SCHEMA,
+    exports::VERSION,
+    "ALTER TABLE agents ADD COLUMN forgotten_us INTEGER;
+      CREATE INDEX points_by_seq ON points (volume, seq);",
+];
 
 /// Identities are their text, times microseconds since the Unix epoch, sequence numbers and
 /// sizes the 64 bits of the unsigned number.
@@ -99,25 +109,30 @@ impl Catalog {
             .fetch_one(&catalog.pool)
             .await
             .map_err(damaged)?;
-        match version {
-            SCHEMA_VERSION => {}
-            0 => catalog.create().await.map_err(damaged)?,
-            newer => {
-                return Err(Failure::invalid(format!(
-                    "the catalog {} has version {newer}, this program knows {SCHEMA_VERSION}",
-                    path.display()
-                ))
-                .with_hint("run the program that wrote it, or a newer one"));
-            }
-        }
+        let known = usize::try_from(version).ok().filter(|version| *version <= VERSIONS.len());
+        let Some(known) = known else {
+            return Err(Failure::invalid(format!(
+                "the catalog {} has version {version}, this program knows {}",
+                path.display(),
+                VERSIONS.len()
+            ))
+            .with_hint("run the program that wrote it, or a newer one"));
+        };
+        catalog.upgrade(known).await.map_err(damaged)?;
         Ok(catalog)
     }
 
-    async fn create(&self) -> sqlx::Result<()> {
+    /// Brings the file from a version to the newest one, whole or not at all.
+    async fn upgrade(&self, from: usize) -> sqlx::Result<()> {
         let mut transaction = self.pool.begin().await?;
-        sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await?;
-        // PRAGMA takes no bound values; this is SCHEMA_VERSION.
-        sqlx::raw_sql("PRAGMA user_version = 1").execute(&mut *transaction).await?;
+        for step in &VERSIONS[from..] {
+            sqlx::raw_sql(*step).execute(&mut *transaction).await?;
+        }
+        if from < VERSIONS.len() {
+            // PRAGMA takes no bound values.
+            let version = format!("PRAGMA user_version = {}", VERSIONS.len());
+            sqlx::raw_sql(sqlx::AssertSqlSafe(version)).execute(&mut *transaction).await?;
+        }
         transaction.commit().await
     }
 

@@ -39,12 +39,28 @@ impl Catalog {
         added.await.map_err(self.failed("write points"))
     }
 
-    /// The points of a volume, oldest first.
+    /// Forgets the points of a volume below a state: they can't be opened any more.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub async fn trim_points(&self, volume: VolumeId, oldest: Seq) -> Result<()> {
+        // The stored numbers are ordered as long as they have 63 bits, which no stream outgrows.
+        sqlx::query("DELETE FROM points WHERE volume = ? AND seq < ?")
+            .bind(volume.to_string())
+            .bind(stored(oldest.0))
+            .execute(&self.pool)
+            .await
+            .map(|_| ())
+            .map_err(self.failed("forget points"))
+    }
+
+    /// The points of a volume, in the order of its stream: that is oldest first, also where a
+    /// clock has jumped back.
     ///
     /// # Errors
     /// `Internal`.
     pub async fn points(&self, volume: VolumeId) -> Result<Vec<Point>> {
-        sqlx::query("SELECT * FROM points WHERE volume = ? ORDER BY time_us, rowid")
+        sqlx::query("SELECT * FROM points WHERE volume = ? ORDER BY seq")
             .bind(volume.to_string())
             .try_map(|row: SqliteRow| {
                 let id = text(&row, "id")?;

@@ -1,9 +1,9 @@
-//! Jobs and exports.
+//! Jobs.
 
 use std::path::PathBuf;
 
 use sqlx::sqlite::SqliteRow;
-use tidemark_wire::{Seq, VolumeId, WallMicros};
+use tidemark_wire::{Seq, WallMicros};
 
 use super::{Catalog, foreign, maybe_number, maybe_text, number, stored, text, time};
 use crate::error::{Failure, FailureKind, Result};
@@ -22,10 +22,13 @@ pub enum JobStatus {
     Failed,
     /// Ended because a person wanted it to.
     Cancelled,
+    /// Ended because the collector did.
+    Interrupted,
 }
 
 impl JobStatus {
-    const ALL: [Self; 4] = [Self::Running, Self::Done, Self::Failed, Self::Cancelled];
+    const ALL: [Self; 5] =
+        [Self::Running, Self::Done, Self::Failed, Self::Cancelled, Self::Interrupted];
 
     const fn name(self) -> &'static str {
         match self {
@@ -33,6 +36,7 @@ impl JobStatus {
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
         }
     }
 }
@@ -86,27 +90,21 @@ pub enum JobOutcome {
     Failed(Failure),
     /// Because a person wanted it to.
     Cancelled,
+    /// Because the collector ends.
+    Interrupted,
 }
 
 impl JobOutcome {
-    fn status(&self) -> JobStatus {
+    /// How the job stands then.
+    #[must_use]
+    pub fn status(&self) -> JobStatus {
         match self {
             Self::Done { .. } => JobStatus::Done,
             Self::Failed(_) => JobStatus::Failed,
             Self::Cancelled => JobStatus::Cancelled,
+            Self::Interrupted => JobStatus::Interrupted,
         }
     }
-}
-
-/// An export that was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExportRow {
-    /// Its number.
-    pub id: u64,
-    /// The volume.
-    pub volume: VolumeId,
-    /// Where it was served.
-    pub listen: String,
 }
 
 impl Catalog {
@@ -183,20 +181,19 @@ impl Catalog {
         ended.await.map_err(self.failed("write a job"))
     }
 
-    /// Marks jobs that an earlier daemon left as running. Call it once, at start.
+    /// Marks jobs that an earlier daemon left as running; returns them. Call it once, at start.
     ///
     /// # Errors
     /// `Internal`.
-    pub async fn end_stale_jobs(&self, now: WallMicros) -> Result<()> {
+    pub async fn end_stale_jobs(&self, now: WallMicros) -> Result<Vec<JobRow>> {
         sqlx::query(
-            "UPDATE jobs SET status = 'failed', finished_us = ?, error_kind = 'unavailable',
-             error_message = 'the collector was stopped', error_hint = 'start it once more'
-             WHERE status = 'running'",
+            "UPDATE jobs SET status = 'interrupted', finished_us = ? WHERE status = 'running'
+             RETURNING *",
         )
         .bind(stored(now.0))
-        .execute(&self.pool)
+        .try_map(|row: SqliteRow| job(&row))
+        .fetch_all(&self.pool)
         .await
-        .map(|_| ())
         .map_err(self.failed("write jobs"))
     }
 
@@ -224,68 +221,6 @@ impl Catalog {
             .await
             .map_err(self.failed("read a job"))?
             .ok_or_else(|| Failure::not_found(format!("there is no job {id}")))
-    }
-
-    /// Remembers an export; returns its number, which is never used again.
-    ///
-    /// # Errors
-    /// `Internal`.
-    pub async fn add_export(
-        &self,
-        volume: VolumeId,
-        at: &str,
-        seq: Seq,
-        listen: &str,
-        now: WallMicros,
-    ) -> Result<u64> {
-        sqlx::query(
-            "INSERT INTO exports (volume, at, seq, listen, created_us) VALUES (?, ?, ?, ?, ?)",
-        )
-        .bind(volume.to_string())
-        .bind(at)
-        .bind(stored(seq.0))
-        .bind(listen)
-        .bind(stored(now.0))
-        .execute(&self.pool)
-        .await
-        .map(|done| done.last_insert_rowid().cast_unsigned())
-        .map_err(self.failed("write an export"))
-    }
-
-    /// Remembers that an export has ended.
-    ///
-    /// # Errors
-    /// `Internal`.
-    pub async fn end_export(&self, id: u64, now: WallMicros) -> Result<()> {
-        sqlx::query("UPDATE exports SET ended_us = ? WHERE id = ?")
-            .bind(stored(now.0))
-            .bind(stored(id))
-            .execute(&self.pool)
-            .await
-            .map(|_| ())
-            .map_err(self.failed("write an export"))
-    }
-
-    /// Exports that an earlier daemon left open; they have ended with it. Call it once, at start.
-    ///
-    /// # Errors
-    /// `Internal`.
-    pub async fn end_stale_exports(&self, now: WallMicros) -> Result<Vec<ExportRow>> {
-        sqlx::query(
-            "UPDATE exports SET ended_us = ? WHERE ended_us IS NULL RETURNING id, volume, listen",
-        )
-        .bind(stored(now.0))
-        .try_map(|row: SqliteRow| {
-            let volume = text(&row, "volume")?;
-            Ok(ExportRow {
-                id: number(&row, "id")?,
-                volume: volume.parse().map_err(|_| foreign("volume", &volume))?,
-                listen: text(&row, "listen")?,
-            })
-        })
-        .fetch_all(&self.pool)
-        .await
-        .map_err(self.failed("write exports"))
     }
 }
 

@@ -73,6 +73,7 @@ impl Config {
             ("control_socket", self.control_socket != new.control_socket),
             ("fuse_mount", self.fuse_mount != new.fuse_mount),
             ("sessions_max", self.sessions_max != new.sessions_max),
+            ("exports_max", self.exports_max != new.exports_max),
         ] {
             if differs {
                 done.kept.push(key);
@@ -80,7 +81,6 @@ impl Config {
         }
         for (key, differs) in [
             ("volumes_max", self.volumes_max != new.volumes_max),
-            ("exports_max", self.exports_max != new.exports_max),
             ("free_bytes_min", self.free_bytes_min != new.free_bytes_min),
             ("behind_after_seconds", self.behind_after_seconds != new.behind_after_seconds),
             ("policy", self.policy != new.policy),
@@ -98,6 +98,7 @@ impl Config {
             control_socket: self.control_socket.clone(),
             fuse_mount: self.fuse_mount.clone(),
             sessions_max: self.sessions_max,
+            exports_max: self.exports_max,
             ..new.clone()
         };
         (config, done)
@@ -117,15 +118,15 @@ mod tests {
         let settings = Settings::new(Config::load(Some(&file)).unwrap());
         assert_eq!(settings.reload().unwrap(), Reloaded::default());
 
-        std::fs::write(&file, "data_dir = '/two'\nexports_max = 3\n[policy]\nwindow_seconds = 9")
+        std::fs::write(&file, "data_dir = '/two'\nvolumes_max = 3\n[policy]\nwindow_seconds = 9")
             .unwrap();
-        let wanted = Reloaded { changed: vec!["exports_max", "policy"], kept: vec!["data_dir"] };
+        let wanted = Reloaded { changed: vec!["volumes_max", "policy"], kept: vec!["data_dir"] };
         assert_eq!(settings.reload().unwrap(), wanted);
         let now = settings.now();
         assert_eq!(now.data_dir, std::path::Path::new("/one"));
-        assert_eq!((now.exports_max, now.policy.window.as_secs()), (3, 9));
+        assert_eq!((now.volumes_max, now.policy.window.as_secs()), (3, 9));
 
-        std::fs::write(&file, "exports_max = 4\nwrong = 1").unwrap();
+        std::fs::write(&file, "volumes_max = 4\nwrong = 1").unwrap();
         settings.reload().unwrap_err();
         assert_eq!(settings.now(), now, "a wrong file changes nothing");
     }

@@ -4,11 +4,17 @@
 //! Times are RFC 3339 in UTC; sizes are bytes; a sequence number is a plain number. A field that
 //! an answer does not have is absent or `null`, never a special value.
 
+mod volume;
+
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use self::volume::{
+    AgentInfo, AgentVolume, Erased, NewPolicy, NewRetire, NewSeed, PointFilter, PolicyInfo,
+    Reloaded, RetiredInfo,
+};
 pub use crate::config::CONTROL_SOCKET_DEFAULT;
 
 /// Answer of `GET /v1/status`.
@@ -46,8 +52,14 @@ pub enum ProtectionState {
     Copying,
     /// The agent is connected, but the newest durable token is older than it should be.
     Behind,
+    /// The agent is connected, but captures no changes until a copy has begun.
+    Lost,
+    /// The agent is connected, but captures no changes, because a person wants it so.
+    Paused,
     /// No session of the volume is open.
     Disconnected,
+    /// A person has ended the protection; what is kept goes in a while.
+    Retired,
 }
 
 impl ProtectionState {
@@ -58,7 +70,10 @@ impl ProtectionState {
             Self::Protected => "protected",
             Self::Copying => "copying",
             Self::Behind => "behind",
+            Self::Lost => "lost",
+            Self::Paused => "paused",
             Self::Disconnected => "disconnected",
+            Self::Retired => "retired",
         }
     }
 }
@@ -76,6 +91,14 @@ pub struct VolumeStatus {
     pub block_bytes: u32,
     /// State of its protection.
     pub state: ProtectionState,
+    /// Since when, where that is known: for a paused or retired volume, and while a copy runs.
+    pub since: Option<Timestamp>,
+    /// Why it is in that state, where there is more to say.
+    pub reason: Option<String>,
+    /// Set while it is retired.
+    pub retired: Option<RetiredInfo>,
+    /// What holds for it.
+    pub policy: PolicyInfo,
     /// A session of the volume is open.
     pub connected: bool,
     /// The agent of the session that is or was the last one (UUID).
@@ -92,6 +115,8 @@ pub struct VolumeStatus {
     pub durable_time: Option<Timestamp>,
     /// Oldest state that can be opened.
     pub first_seq: Option<u64>,
+    /// When that state was captured.
+    pub first_time: Option<Timestamp>,
     /// How old the newest recoverable state is. `None` when this daemon has not yet seen a token
     /// of the volume become durable.
     pub rpo_seconds: Option<f64>,
@@ -164,8 +189,11 @@ pub struct PointInfo {
     pub reason: String,
     /// The state that it names.
     pub seq: u64,
-    /// When that state was captured.
+    /// When that state was captured. Never below the time of an earlier point.
     pub time: Timestamp,
+    /// Bytes of the journal between the point before and this one; `None` for the oldest point,
+    /// and in an answer that shows only this one.
+    pub changed_bytes: Option<u64>,
     /// False when the state lies inside a span and so can't be opened.
     pub offered: bool,
 }
@@ -179,8 +207,10 @@ pub struct PointList {
     pub latest: Option<StateInfo>,
     /// The oldest state that can be opened.
     pub oldest: Option<StateInfo>,
-    /// Named points, oldest first.
+    /// Points that match, oldest first.
     pub points: Vec<PointInfo>,
+    /// Points that match and are older than those shown, because of the limit.
+    pub older: u64,
 }
 
 /// A state of a volume. Answer of `GET /v1/volumes/{v}/resolve?at=AT`.
@@ -258,23 +288,34 @@ pub struct RecordInfo {
 }
 
 /// Body of `POST /v1/exports`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewExport {
     /// Name or id of the volume.
     pub volume: String,
     /// Which state.
     pub at: String,
-    /// `unix:/path` or `tcp:127.0.0.1:10809`; port 0 lets the system choose one.
-    pub listen: String,
+    /// `unix:/path` or `tcp:127.0.0.1:10809`; port 0 lets the system choose one. Needed unless
+    /// `fuse` is set.
+    #[serde(default)]
+    pub listen: Option<String>,
+    /// Show it as a file of the collector's FUSE directory instead.
+    #[serde(default)]
+    pub fuse: bool,
+    /// Make it a clone that can be written, with writes of its own.
+    #[serde(default)]
+    pub writable: bool,
+    /// What a clone may hold of its own; the configured `clone_mib_max` when nothing is said.
+    #[serde(default)]
+    pub space_bytes: Option<u64>,
 }
 
-/// A state that is served as a read-only disk over NBD.
+/// A state that is served as a disk, or a writable clone of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportInfo {
-    /// Number of the export, for `DELETE /v1/exports/{id}`.
+    /// Number of the export, for `DELETE /v1/exports/{id}?discard=BOOL&force=BOOL`.
     pub id: u64,
-    /// The volume's name.
+    /// The volume's name when the export was made.
     pub volume: String,
     /// The volume's identity.
     pub volume_id: String,
@@ -282,19 +323,43 @@ pub struct ExportInfo {
     pub at: String,
     /// The state that is served.
     pub state: StateInfo,
-    /// Where it is served; with the port that was chosen.
-    pub listen: String,
+    /// Where it is served over NBD; with the port that was chosen.
+    pub listen: Option<String>,
     /// What to give to NBD clients: `nbd+unix:///name?socket=…` or `nbd://host:port/name`.
-    pub uri: String,
+    pub uri: Option<String>,
     /// Name of the export within NBD.
-    pub nbd_name: String,
+    pub nbd_name: Option<String>,
+    /// The file of the FUSE directory that is the disk.
+    pub path: Option<PathBuf>,
     /// Size of the disk.
     pub size_bytes: u64,
     /// When it was made.
     pub created: Timestamp,
+    /// It is a clone that can be written.
+    pub writable: bool,
+    /// What a clone holds of its own; absent for a state, and while it is not served.
+    pub used_bytes: Option<u64>,
+    /// What a clone may hold of its own.
+    pub space_bytes: Option<u64>,
+    /// NBD connections, or openings of the file.
+    pub clients: u32,
+    /// Why it is not served at the moment, and what to do. Its state and a clone's writes are
+    /// kept meanwhile.
+    pub problem: Option<String>,
 }
 
-/// Body of `POST /v1/restores`; the answer is a [`Job`].
+/// How a restored disk is laid out in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetFormat {
+    /// Byte for byte, with holes.
+    Raw,
+    /// An image of QEMU's format of that name.
+    Qcow2,
+}
+
+/// Body of `POST /v1/restores`, whose answer is a [`Job`], and of `POST /v1/restores/plan`, whose
+/// answer is a [`RestorePlan`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewRestore {
@@ -302,11 +367,43 @@ pub struct NewRestore {
     pub volume: String,
     /// Which state.
     pub at: String,
-    /// Absolute path of the file to make, on the collector's machine.
+    /// Absolute path on the collector's machine: of the file to make, or of a block device.
     pub target: PathBuf,
+    /// How to lay it out; without it by the name (`.qcow2`), or as an unfinished restore to the
+    /// same target has begun.
+    #[serde(default)]
+    pub format: Option<TargetFormat>,
     /// Replace the file when it exists.
     #[serde(default)]
     pub overwrite: bool,
+    /// Begin anew, also when an unfinished restore to the same target could be gone on with.
+    #[serde(default)]
+    pub restart: bool,
+    /// Overwrite the target when it is a block device.
+    #[serde(default)]
+    pub erase: bool,
+}
+
+/// What a restore would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePlan {
+    /// The volume's name.
+    pub volume: String,
+    /// The state.
+    pub state: StateInfo,
+    /// Where it would go; a device by its own name.
+    pub target: PathBuf,
+    /// How it would be laid out.
+    pub format: TargetFormat,
+    /// The block device whose content would be lost, described.
+    pub destroys: Option<String>,
+    /// What else a person should know.
+    pub note: Option<String>,
+    /// Bytes of the disk, from its start, that an earlier run has written; they are checked and
+    /// not written again.
+    pub resumes_at_bytes: u64,
+    /// Bytes of the disk.
+    pub total_bytes: u64,
 }
 
 /// How far a job is.
@@ -321,6 +418,8 @@ pub enum JobState {
     Failed,
     /// Ended because a person wanted it to.
     Cancelled,
+    /// Ended because the collector was stopped or killed.
+    Interrupted,
 }
 
 /// A piece of long work.
@@ -328,17 +427,17 @@ pub enum JobState {
 pub struct Job {
     /// Number of the job.
     pub id: u64,
-    /// What it does: "restore".
+    /// What it does: "restore" or "seed".
     pub kind: String,
     /// The volume's name.
     pub volume: String,
-    /// The state, as it was asked for.
+    /// The state, as it was asked for; empty for a seeding.
     pub at: String,
-    /// The state that is worked on.
+    /// The state that is worked on; 0 for a seeding.
     pub state_seq: u64,
     /// When that state was captured.
     pub state_time: Option<Timestamp>,
-    /// The file that is made.
+    /// The file or device that is written; for a seeding the image that is read.
     pub target: PathBuf,
     /// How it stands.
     pub state: JobState,
@@ -354,14 +453,18 @@ pub struct Job {
     pub result: Option<RestoreResult>,
     /// Why it failed, when `state` is `failed`.
     pub error: Option<ErrorInfo>,
+    /// The command that goes on with it, when it has ended early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub go_on: Option<String>,
 }
 
-/// What a restore has done.
+/// What a job has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreResult {
-    /// Bytes written to the file; the rest reads as zeroes and takes no space.
+    /// Bytes that this job has written; the rest reads as zeroes, or was there already from an
+    /// earlier job that this one went on with.
     pub written_bytes: u64,
-    /// Length of the file.
+    /// Bytes of the disk.
     pub size_bytes: u64,
     /// Blocks whose checksums were compared with what was read, and held.
     pub checksums_verified: u64,

@@ -3,6 +3,8 @@
 //! Each call opens a connection to the daemon's unix socket, sends one request and waits for the
 //! answer, at most [`CALL_SECONDS_MAX`]. An answer longer than [`ANSWER_BYTES_MAX`] is an error.
 
+mod volume;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,8 +16,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{
-    ErrorBody, ErrorInfo, Event, ExportInfo, Job, NewExport, NewPoint, NewRestore, PointInfo,
-    PointList, RecordPage, SegmentInfo, StateInfo, Status, VolumeStatus,
+    ErrorBody, ErrorInfo, Event, ExportInfo, Job, NewExport, NewRestore, RecordPage, RestorePlan,
+    SegmentInfo, StateInfo, Status, VolumeStatus,
 };
 
 /// Longest wait for one answer. Creating a point waits for the agent, so this is generous.
@@ -105,22 +107,6 @@ impl Client {
         self.get(&format!("/v1/volumes/{}", escape(volume)))
     }
 
-    /// The points of a volume.
-    ///
-    /// # Errors
-    /// As [`Client::status`].
-    pub fn points(&self, volume: &str) -> Result<PointList, ClientError> {
-        self.get(&format!("/v1/volumes/{}/points", escape(volume)))
-    }
-
-    /// Makes a point now and waits until it is durable.
-    ///
-    /// # Errors
-    /// As [`Client::status`].
-    pub fn create_point(&self, volume: &str, new: &NewPoint) -> Result<PointInfo, ClientError> {
-        self.post(&format!("/v1/volumes/{}/points", escape(volume)), new)
-    }
-
     /// The state that `at` means now.
     ///
     /// # Errors
@@ -154,7 +140,7 @@ impl Client {
         ))
     }
 
-    /// Serves a state over NBD.
+    /// Serves a state, or a clone of it.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -170,12 +156,27 @@ impl Client {
         self.get("/v1/exports")
     }
 
-    /// Ends an export.
+    /// Ends an export: a clone that was written to only with `discard`, a file that is open only
+    /// with `force`.
     ///
     /// # Errors
     /// As [`Client::status`].
-    pub fn delete_export(&self, id: u64) -> Result<ExportInfo, ClientError> {
-        self.call(Method::DELETE, &format!("/v1/exports/{id}"), Bytes::new())
+    pub fn delete_export(
+        &self,
+        id: u64,
+        discard: bool,
+        force: bool,
+    ) -> Result<ExportInfo, ClientError> {
+        let path = format!("/v1/exports/{id}?discard={discard}&force={force}");
+        self.call(Method::DELETE, &path, Bytes::new())
+    }
+
+    /// What a restore would do; nothing is begun.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub fn plan_restore(&self, new: &NewRestore) -> Result<RestorePlan, ClientError> {
+        self.post("/v1/restores/plan", new)
     }
 
     /// Begins a restore.

@@ -10,6 +10,8 @@ use crate::error::{Failure, FailureKind, Severity};
 use crate::journal::{InspectedRecord, MarkBody, SegmentInfo};
 use crate::points::at::State;
 use crate::points::{Point, timestamp};
+use crate::policy::Policy;
+use crate::restore::Format;
 
 pub(super) fn error(failure: &Failure) -> api::ErrorInfo {
     api::ErrorInfo {
@@ -41,7 +43,17 @@ pub(super) fn point(point: &Point, offered: bool) -> api::PointInfo {
         reason: point.reason.clone(),
         seq: point.seq.0,
         time: timestamp(point.time),
+        changed_bytes: None,
         offered,
+    }
+}
+
+pub(super) fn policy(policy: &Policy, own: bool) -> api::PolicyInfo {
+    api::PolicyInfo {
+        window_seconds: policy.window.as_secs(),
+        journal_bytes_max: policy.journal_bytes_max,
+        point_interval_seconds: policy.point_interval.map(|interval| interval.as_secs()),
+        own,
     }
 }
 
@@ -134,6 +146,7 @@ pub(super) fn job(row: JobRow, running_done_bytes: Option<u64>) -> api::Job {
         }),
         _ => None,
     };
+    let go_on = super::jobs::go_on(&row);
     api::Job {
         id: row.id,
         kind: row.kind,
@@ -147,6 +160,7 @@ pub(super) fn job(row: JobRow, running_done_bytes: Option<u64>) -> api::Job {
             JobStatus::Done => api::JobState::Done,
             JobStatus::Failed => api::JobState::Failed,
             JobStatus::Cancelled => api::JobState::Cancelled,
+            JobStatus::Interrupted => api::JobState::Interrupted,
         },
         done_bytes: running_done_bytes.unwrap_or(row.done_bytes),
         total_bytes: row.total_bytes,
@@ -158,5 +172,20 @@ pub(super) fn job(row: JobRow, running_done_bytes: Option<u64>) -> api::Job {
             message,
             hint,
         }),
+        go_on,
+    }
+}
+
+pub(super) fn format(format: Format) -> api::TargetFormat {
+    match format {
+        Format::Raw => api::TargetFormat::Raw,
+        Format::Qcow2 => api::TargetFormat::Qcow2,
+    }
+}
+
+pub(super) fn wanted_format(format: api::TargetFormat) -> Format {
+    match format {
+        api::TargetFormat::Raw => Format::Raw,
+        api::TargetFormat::Qcow2 => Format::Qcow2,
     }
 }

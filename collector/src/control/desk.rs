@@ -7,7 +7,8 @@ use super::exports::LiveExports;
 use super::feed::Feed;
 use super::jobs::RunningJobs;
 use crate::catalog::Catalog;
-use crate::config::{Address, Config};
+use crate::config::Address;
+use crate::config::settings::Settings;
 use crate::error::{Failure, Result};
 use crate::ingest::volume::Volume;
 use crate::ingest::volumes::Volumes;
@@ -29,7 +30,7 @@ pub struct Sources<S: Storage> {
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// What the daemon runs with.
-    pub config: Config,
+    pub settings: Arc<Settings>,
     /// Addresses on which agents connect, with the ports that were chosen.
     pub listen: Vec<Address>,
 }
@@ -47,14 +48,15 @@ impl<S: Storage> Desk<S> {
     #[must_use]
     pub fn new(sources: Sources<S>) -> Arc<Self> {
         let started = crate::points::timestamp(sources.clock.wall());
-        let exports = LiveExports::new(sources.config.exports_max);
+        let exports = LiveExports::new();
         Arc::new(Self { sources, exports, jobs: RunningJobs::default(), started })
     }
 
-    /// Ends every export and job; waits a bounded time.
+    /// Ends every job and stops serving every export; waits a bounded time, and for clones as
+    /// long as their flushes take.
     pub async fn stop(self: &Arc<Self>) {
         self.jobs.stop().await;
-        self.stop_exports().await;
+        self.suspend_exports().await;
     }
 
     /// The volume and the state that a person means.

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tidemark_wire::{PointId, VolumeId, WallMicros};
+use tidemark_wire::{AgentId, PointId, Seq, VolumeId, WallMicros};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::catalog::{Catalog, VolumeRow};
@@ -28,6 +28,9 @@ enum Item {
     Volume(Box<VolumeRow>),
     AllPoints(VolumeId, Vec<Point>),
     NewPoints(VolumeId, Vec<Point>),
+    Seen(AgentId, WallMicros),
+    Trimmed(VolumeId, Seq),
+    Forgotten(VolumeId, oneshot::Sender<Result<()>>),
     Event { time: WallMicros, severity: Severity, volume: Option<String>, message: String },
 }
 
@@ -73,6 +76,17 @@ impl Feed {
         Ok(receiver)
     }
 
+    /// Forgets a volume, behind everything that was told of it before.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub(super) async fn forget(&self, volume: VolumeId) -> Result<()> {
+        let (done, forgotten) = oneshot::channel();
+        let stopped = || Failure::unavailable("the collector is stopping");
+        self.items.send(Item::Forgotten(volume, done)).await.map_err(|_| stopped())?;
+        forgotten.await.map_err(|_| stopped())?
+    }
+
     fn put(&self, item: Item) {
         if self.items.try_send(item).is_err() {
             tracing::error!("the catalog does not keep up; something is not in it");
@@ -94,6 +108,10 @@ impl Observer for Feed {
         })));
     }
 
+    fn seen(&self, manifest: &Manifest) {
+        self.put(Item::Seen(manifest.agent, self.clock.wall()));
+    }
+
     fn history(&self, volume: VolumeId, marks: &[Mark]) {
         self.put(Item::AllPoints(volume, points(marks)));
     }
@@ -103,6 +121,10 @@ impl Observer for Feed {
         if !points.is_empty() {
             self.put(Item::NewPoints(volume, points));
         }
+    }
+
+    fn trimmed(&self, volume: VolumeId, oldest: Seq) {
+        self.put(Item::Trimmed(volume, oldest));
     }
 
     fn event(&self, severity: Severity, volume: Option<&str>, message: String) {
@@ -133,6 +155,13 @@ impl FeedTask {
     async fn write(&self, catalog: &Catalog, item: Item) -> Result<()> {
         match item {
             Item::Volume(row) => catalog.put_volume(&row, self.clock.wall()).await,
+            Item::Seen(agent, time) => catalog.agent_seen(agent, time).await,
+            Item::Trimmed(volume, oldest) => catalog.trim_points(volume, oldest).await,
+            Item::Forgotten(volume, done) => {
+                // Whoever does not wait any more does not miss it.
+                let _ = done.send(catalog.forget_volume(volume).await);
+                Ok(())
+            }
             Item::AllPoints(volume, points) => catalog.replace_points(volume, &points).await,
             Item::NewPoints(volume, points) => {
                 catalog.add_points(volume, &points).await?;

@@ -49,7 +49,13 @@ fn router<S: Storage>(desk: Arc<Desk<S>>) -> Router {
     Router::new()
         .route("/v1/status", get(status::<S>))
         .route("/v1/volumes", get(volumes::<S>))
-        .route("/v1/volumes/{volume}", get(volume::<S>))
+        .route("/v1/volumes/{volume}", get(volume::<S>).delete(erase_volume::<S>))
+        .route("/v1/volumes/{volume}/seed", post(create_seed::<S>))
+        .route("/v1/volumes/{volume}/policy", post(set_policy::<S>))
+        .route("/v1/volumes/{volume}/pause", post(pause::<S>))
+        .route("/v1/volumes/{volume}/resume", post(resume::<S>))
+        .route("/v1/volumes/{volume}/retire", post(retire::<S>))
+        .route("/v1/volumes/{volume}/unretire", post(unretire::<S>))
         .route("/v1/volumes/{volume}/points", get(points::<S>).post(create_point::<S>))
         .route("/v1/volumes/{volume}/resolve", get(resolve::<S>))
         .route("/v1/volumes/{volume}/segments", get(segments::<S>))
@@ -57,8 +63,12 @@ fn router<S: Storage>(desk: Arc<Desk<S>>) -> Router {
         .route("/v1/exports", get(exports::<S>).post(create_export::<S>))
         .route("/v1/exports/{id}", delete(delete_export::<S>))
         .route("/v1/restores", post(create_restore::<S>))
+        .route("/v1/restores/plan", post(plan_restore::<S>))
         .route("/v1/jobs", get(jobs::<S>))
         .route("/v1/jobs/{id}", get(job::<S>).delete(cancel_job::<S>))
+        .route("/v1/agents", get(agents::<S>))
+        .route("/v1/agents/{agent}", delete(forget_agent::<S>))
+        .route("/v1/reload", post(reload::<S>))
         .route("/v1/events", get(events::<S>))
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_that_way)
@@ -99,11 +109,71 @@ async fn volume<S: Storage>(
     Ok(Json(desk.volume(&volume).await?))
 }
 
+async fn set_policy<S: Storage>(
+    State(desk): At<S>,
+    Named(volume): Named<String>,
+    Body(new): Body<api::NewPolicy>,
+) -> Answer<api::PolicyInfo> {
+    whole(async move { desk.set_policy(&volume, new).await }).await
+}
+
+async fn pause<S: Storage>(
+    State(desk): At<S>,
+    Named(volume): Named<String>,
+) -> Answer<api::VolumeStatus> {
+    whole(async move { desk.set_paused(&volume, true).await }).await
+}
+
+async fn resume<S: Storage>(
+    State(desk): At<S>,
+    Named(volume): Named<String>,
+) -> Answer<api::VolumeStatus> {
+    whole(async move { desk.set_paused(&volume, false).await }).await
+}
+
+async fn retire<S: Storage>(
+    State(desk): At<S>,
+    Named(volume): Named<String>,
+    Body(new): Body<api::NewRetire>,
+) -> Answer<api::VolumeStatus> {
+    whole(async move { desk.retire(&volume, new).await }).await
+}
+
+async fn unretire<S: Storage>(
+    State(desk): At<S>,
+    Named(volume): Named<String>,
+) -> Answer<api::VolumeStatus> {
+    whole(async move { desk.unretire(&volume).await }).await
+}
+
+async fn erase_volume<S: Storage>(
+    State(desk): At<S>,
+    Named(volume): Named<String>,
+) -> Answer<api::Erased> {
+    whole(async move { desk.erase(&volume).await }).await
+}
+
+async fn agents<S: Storage>(State(desk): At<S>) -> Answer<Vec<api::AgentInfo>> {
+    Ok(Json(desk.agent_list().await?))
+}
+
+async fn forget_agent<S: Storage>(
+    State(desk): At<S>,
+    Named(agent): Named<String>,
+) -> Answer<api::AgentInfo> {
+    whole(async move { desk.forget_agent(&agent).await }).await
+}
+
+async fn reload<S: Storage>(State(desk): At<S>) -> Answer<api::Reloaded> {
+    whole(async move { desk.reload().await }).await
+}
+
 async fn points<S: Storage>(
     State(desk): At<S>,
     Named(volume): Named<String>,
+    Asked(filter): Asked<api::PointFilter>,
 ) -> Answer<api::PointList> {
-    Ok(Json(desk.points(&volume).await?))
+    Ok(Json(desk.points(&volume, filter).await?))
 }
 
 async fn create_point<S: Storage>(
@@ -151,8 +221,8 @@ async fn records<S: Storage>(
     Ok(Json(desk.records(&volume, segment, Seq(page.after), page.limit).await?))
 }
 
-async fn exports<S: Storage>(State(desk): At<S>) -> Json<Vec<api::ExportInfo>> {
-    Json(desk.export_list())
+async fn exports<S: Storage>(State(desk): At<S>) -> Answer<Vec<api::ExportInfo>> {
+    Ok(Json(desk.export_list().await?))
 }
 
 async fn create_export<S: Storage>(
@@ -162,11 +232,22 @@ async fn create_export<S: Storage>(
     whole(async move { desk.create_export(new).await }).await
 }
 
+/// What a person has agreed to lose.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ending {
+    #[serde(default)]
+    discard: bool,
+    #[serde(default)]
+    force: bool,
+}
+
 async fn delete_export<S: Storage>(
     State(desk): At<S>,
     Named(id): Named<u64>,
+    Asked(ending): Asked<Ending>,
 ) -> Answer<api::ExportInfo> {
-    whole(async move { desk.delete_export(id).await }).await
+    whole(async move { desk.delete_export(id, ending.discard, ending.force).await }).await
 }
 
 async fn create_restore<S: Storage>(
@@ -174,6 +255,21 @@ async fn create_restore<S: Storage>(
     Body(new): Body<api::NewRestore>,
 ) -> Answer<api::Job> {
     whole(async move { desk.create_restore(new).await }).await
+}
+
+async fn create_seed<S: Storage>(
+    State(desk): At<S>,
+    Named(volume): Named<String>,
+    Body(new): Body<api::NewSeed>,
+) -> Answer<api::Job> {
+    whole(async move { desk.create_seed(&volume, new).await }).await
+}
+
+async fn plan_restore<S: Storage>(
+    State(desk): At<S>,
+    Body(new): Body<api::NewRestore>,
+) -> Answer<api::RestorePlan> {
+    Ok(Json(desk.plan_restore(new).await?))
 }
 
 async fn jobs<S: Storage>(State(desk): At<S>) -> Answer<Vec<api::Job>> {

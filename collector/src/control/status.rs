@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::api;
+use tidemark_wire::session::StandingState;
+
 use super::desk::{Desk, blocking};
+use super::{api, convert, life};
 use crate::error::Result;
 use crate::ingest::volume::{Facts, Held, Volume};
 use crate::points::{at, timestamp};
+use crate::policy::Overrides;
 use crate::storage::Storage;
 
 impl<S: Storage> Desk<S> {
@@ -17,7 +20,7 @@ impl<S: Storage> Desk<S> {
         let jobs_running = self.jobs.count();
         let desk = Arc::clone(self);
         blocking(move || {
-            let config = &desk.sources.config;
+            let config = desk.sources.settings.now();
             let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
             Ok(api::Status {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -62,6 +65,13 @@ impl<S: Storage> Desk<S> {
             size_bytes: facts.manifest.size_bytes,
             block_bytes: facts.manifest.block_bytes,
             state: self.state(&facts, span_open, age),
+            since: since(&facts),
+            reason: reason(&facts),
+            retired: facts.manifest.retired.as_ref().map(life::retired),
+            policy: convert::policy(
+                &volume.policy(),
+                facts.manifest.policy != Overrides::default(),
+            ),
             connected: facts.live.is_some(),
             agent: Some(facts.manifest.agent.to_string()),
             journal: facts.manifest.journal.to_string(),
@@ -70,6 +80,7 @@ impl<S: Storage> Desk<S> {
             durable_seq: 0,
             durable_time: None,
             first_seq: None,
+            first_time: None,
             rpo_seconds: age.map(|age| age.as_secs_f64()),
             journal_bytes: 0,
             segments: 0,
@@ -91,8 +102,13 @@ impl<S: Storage> Desk<S> {
     }
 
     fn state(&self, facts: &Facts, span_open: bool, age: Option<Duration>) -> api::ProtectionState {
-        let limit = Duration::from_secs(self.sources.config.behind_after_seconds);
+        let limit = Duration::from_secs(self.sources.settings.now().behind_after_seconds);
+        if facts.manifest.retired.is_some() {
+            return api::ProtectionState::Retired;
+        }
         match facts.live {
+            Some(_) if stands(facts, StandingState::Paused) => api::ProtectionState::Paused,
+            Some(_) if stands(facts, StandingState::Lost) => api::ProtectionState::Lost,
             None => api::ProtectionState::Disconnected,
             Some(_) if span_open => api::ProtectionState::Copying,
             Some(_) if age.is_some_and(|age| age <= limit) => api::ProtectionState::Protected,
@@ -101,13 +117,33 @@ impl<S: Storage> Desk<S> {
     }
 }
 
+fn stands(facts: &Facts, state: StandingState) -> bool {
+    facts.standing.is_some_and(|standing| standing.state == state)
+}
+
+fn since(facts: &Facts) -> Option<jiff::Timestamp> {
+    let standing = facts.standing.filter(|standing| standing.state != StandingState::Whole);
+    let since = facts.manifest.retired.map(|retired| retired.since);
+    since.or(standing.map(|standing| standing.since)).map(timestamp)
+}
+
+fn reason(facts: &Facts) -> Option<String> {
+    if let Some(retired) = facts.manifest.retired {
+        return Some(format!("a person wants it so; erased at {}", timestamp(retired.erase_after)));
+    }
+    let standing = facts.standing.filter(|standing| standing.state != StandingState::Whole)?;
+    Some(standing.reason?.text().to_owned())
+}
+
 fn describe_journal<S: Storage>(held: &Held<S>, status: &mut api::VolumeStatus) -> Result<()> {
     let reader = &held.reader;
     let durable = reader.durable();
     status.size_bytes = reader.size_at(durable);
     status.durable_seq = durable.0;
     status.durable_time = reader.last_time().map(timestamp);
-    status.first_seq = at::oldest(reader.as_ref())?.map(|oldest| oldest.seq.0);
+    let oldest = at::oldest(reader.as_ref())?;
+    status.first_time = oldest.as_ref().and_then(|oldest| oldest.time).map(timestamp);
+    status.first_seq = oldest.map(|oldest| oldest.seq.0);
     let segments = reader.segments();
     status.journal_bytes = segments.iter().map(|segment| segment.bytes).sum();
     status.segments = u32::try_from(segments.len()).unwrap_or(u32::MAX);

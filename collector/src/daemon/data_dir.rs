@@ -3,13 +3,15 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use tidemark_wire::VolumeId;
 
+use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::{Failure, Result};
+use crate::ingest::erase::erased_volume;
 use crate::storage::{RealStorage, Storage};
 
 /// Locked by the daemon that uses the directory; holds its process id.
@@ -18,7 +20,10 @@ const VOLUMES_DIR: &str = "volumes";
 
 /// The data directory of this daemon, and of no other as long as this lives.
 pub(super) struct DataDir {
+    /// Volumes that are kept.
     pub(super) volumes: Vec<VolumeId>,
+    /// Volumes whose erasing an earlier daemon has begun, and their directories.
+    erased: Vec<(VolumeId, PathBuf)>,
     /// Held for its drop.
     _lock: Flock<File>,
 }
@@ -42,7 +47,24 @@ impl DataDir {
         }
         let volumes = dir.join(VOLUMES_DIR);
         RealStorage.create_dir(&volumes).map_err(|e| Failure::io("make", &volumes, e))?;
-        Ok(Self { volumes: find_volumes(&volumes)?, _lock: lock })
+        let (volumes, erased) = find_volumes(&volumes)?;
+        Ok(Self { volumes, erased, _lock: lock })
+    }
+
+    /// Removes what is left of erased volumes: first from the catalog, so that a crash in between
+    /// leaves the directory to tell of it.
+    pub(super) async fn finish_erasing(&self, catalog: &Catalog) -> Result<()> {
+        for (id, dir) in &self.erased {
+            // The same disk may have been protected anew since.
+            if !self.volumes.contains(id) {
+                catalog.forget_volume(*id).await?;
+            }
+            match RealStorage.remove_tree(dir) {
+                Ok(()) => tracing::info!(volume = %id, "the erasing of a volume was completed"),
+                Err(error) => tracing::warn!(dir = %dir.display(), %error, "can't be removed"),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -92,17 +114,24 @@ fn lock(path: &Path) -> Result<Flock<File>> {
     }
 }
 
+/// Volumes with the directories of those that are erased.
+type Found = (Vec<VolumeId>, Vec<(VolumeId, PathBuf)>);
+
 /// Directories named by a volume's identity.
-fn find_volumes(dir: &Path) -> Result<Vec<VolumeId>> {
+fn find_volumes(dir: &Path) -> Result<Found> {
     let failed = |source: io::Error| Failure::io("list", dir, source);
-    let mut found = Vec::new();
+    let (mut found, mut erased) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        match name.to_string_lossy().parse() {
-            Ok(id) => found.push(id),
-            Err(_) => tracing::warn!(?name, "not a volume, left alone"),
+        let text = name.to_string_lossy();
+        if let Ok(id) = text.parse() {
+            found.push(id);
+        } else if let Some(id) = erased_volume(&text) {
+            erased.push((id, dir.join(&name)));
+        } else {
+            tracing::warn!(?name, "not a volume, left alone");
         }
     }
     found.sort_unstable();
-    Ok(found)
+    Ok((found, erased))
 }

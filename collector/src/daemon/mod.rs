@@ -16,20 +16,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_wire::VolumeId;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use self::data_dir::DataDir;
 use crate::catalog::{CATALOG_FILE, Catalog};
+use crate::config::settings::Settings;
 use crate::config::{Address, Config};
 use crate::control::desk::{Desk, Sources};
-use crate::control::{Feed, FeedTask, server};
+use crate::control::{Feed, FeedTask, interruption, server, upkeep};
 use crate::error::{Failure, Result, Severity};
 use crate::ingest::observer::Observer;
 use crate::ingest::server::IngestServer;
 use crate::ingest::socket::{Listener, bind_unix};
 use crate::ingest::volumes::{Ground, Volumes};
 use crate::journal::JournalConfig;
+use crate::merge::Merger;
 use crate::points::timestamp;
 use crate::seam::{Clock, SystemClock, SystemRandom};
 use crate::storage::RealStorage;
@@ -49,6 +51,9 @@ pub async fn run(
     stop: impl Future<Output = ()>,
     ready: impl FnOnce(&[Address]),
 ) -> Result<()> {
+    // From here on a hangup no longer ends the process.
+    let hangup = signal(SignalKind::hangup())
+        .map_err(|error| Failure::internal(format!("no signals: {error}")).because(error))?;
     let data_dir = DataDir::prepare(&config)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let control = ControlSocket::bind(&config)?;
@@ -57,22 +62,29 @@ pub async fn run(
         listeners.iter().map(|listener| listener.address().clone()).collect();
     let catalog = Catalog::open(&config.data_dir.join(CATALOG_FILE)).await?;
     let (feed, task) = Feed::new(Arc::clone(&clock));
+    let observer: Arc<dyn Observer> = feed.clone();
     let feeding = tokio::spawn(FeedTask::run(task, catalog.clone()));
-    let volumes = open_volumes(&config, &data_dir, &clock, &feed).await?;
-    settle(&catalog, &data_dir.volumes, feed.as_ref(), clock.as_ref()).await?;
     let sessions_max = config.sessions_max;
+    let settings = Settings::new(config);
+    let volumes = open_volumes(&settings, &data_dir, &clock, &feed).await?;
+    settle(&catalog, &data_dir, feed.as_ref(), clock.as_ref()).await?;
     let desk = Desk::new(Sources {
         storage: Arc::new(RealStorage),
         volumes: Arc::clone(&volumes),
         catalog: catalog.clone(),
         feed,
         clock: Arc::clone(&clock),
-        config,
+        settings: Arc::clone(&settings),
         listen: listen.clone(),
     });
+    desk.reopen_exports().await?;
+    let merger = start_merger(&volumes, &observer, &clock, &settings)?;
     let ingest = IngestServer::start(listeners, Arc::clone(&volumes), clock, sessions_max)?;
     let (stopping, stopped) = watch::channel(false);
+    let retrying = tokio::spawn(Arc::clone(&desk).retry_exports(until(stopped.clone())));
     let serving = tokio::spawn(server::serve(control.socket()?, Arc::clone(&desk), until(stopped)));
+    let keeping = tokio::spawn(upkeep::run(Arc::clone(&desk), until(stopping.subscribe())));
+    let reloading = tokio::spawn(reload_on_hangup(hangup, Arc::clone(&settings)));
     tracing::info!(listen = ?listen.iter().map(ToString::to_string).collect::<Vec<_>>(), "ready");
     ready(&listen);
     notify::tell("READY=1");
@@ -83,10 +95,16 @@ pub async fn run(
     let _ = stopping.send(true);
     let ended = tokio::task::spawn_blocking(move || ingest.stop()).await;
     report_panic("ingest", ended.is_err());
+    report_panic("an export", retrying.await.is_err());
+    reloading.abort();
+    // What it has begun it ends; that is short.
+    report_panic("the upkeep", keeping.await.is_err());
     desk.stop().await;
     if tokio::time::timeout(CONTROL_STOP_WAIT_MAX, serving).await.is_err() {
         tracing::warn!("requests of the control API were cut off");
     }
+    let ended = tokio::task::spawn_blocking(move || drop(merger)).await;
+    report_panic("the merger", ended.is_err());
     let ended = tokio::task::spawn_blocking(move || volumes.stop()).await;
     report_panic("a journal", ended.is_err());
     drop(desk);
@@ -96,6 +114,37 @@ pub async fn run(
     catalog.close().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Reads the configuration anew at each SIGHUP, and says what came of it.
+async fn reload_on_hangup(mut hangup: Signal, settings: Arc<Settings>) {
+    while hangup.recv().await.is_some() {
+        notify::tell("RELOADING=1");
+        let on = Arc::clone(&settings);
+        match tokio::task::spawn_blocking(move || on.reload()).await {
+            Ok(Ok(done)) => {
+                tracing::info!(changed = ?done.changed, "the configuration was read anew");
+                if !done.kept.is_empty() {
+                    tracing::warn!(keys = ?done.kept, "what changed here waits for a restart");
+                }
+            }
+            Ok(Err(error)) => tracing::error!("the configuration stays as it was: {error}"),
+            Err(_) => report_panic("a reload", true),
+        }
+        notify::tell("READY=1");
+    }
+}
+
+fn start_merger(
+    volumes: &Arc<Volumes<RealStorage>>,
+    observer: &Arc<dyn Observer>,
+    clock: &Arc<dyn Clock>,
+    settings: &Arc<Settings>,
+) -> Result<Merger> {
+    let (volumes, observer) = (Arc::clone(volumes), Arc::clone(observer));
+    Merger::start(volumes, observer, Arc::clone(clock), Arc::clone(settings)).map_err(|source| {
+        Failure::unavailable(format!("no thread for merges: {source}")).because(source)
+    })
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {
@@ -121,19 +170,19 @@ fn bind_all(config: &Config) -> Result<Vec<Listener>> {
 }
 
 async fn open_volumes(
-    config: &Config,
+    settings: &Arc<Settings>,
     data_dir: &DataDir,
     clock: &Arc<dyn Clock>,
     feed: &Arc<Feed>,
 ) -> Result<Arc<Volumes<RealStorage>>> {
     let ground = Ground {
         storage: Arc::new(RealStorage),
-        data_dir: config.data_dir.clone(),
+        data_dir: settings.now().data_dir.clone(),
         clock: Arc::clone(clock),
         random: Arc::new(SystemRandom::default()),
         observer: feed.clone(),
         journal: JournalConfig::default(),
-        volumes_max: config.volumes_max,
+        settings: Arc::clone(settings),
     };
     let found = data_dir.volumes.clone();
     let opened = tokio::task::spawn_blocking(move || Volumes::open(ground, &found)).await;
@@ -143,25 +192,21 @@ async fn open_volumes(
     opened.map(Arc::new)
 }
 
-/// What an earlier daemon left open has ended with it, and a volume that was here and is gone
+/// Jobs of an earlier daemon have ended with it, and a volume that was here and is gone
 /// must not go unnoticed.
 async fn settle(
     catalog: &Catalog,
-    found: &[VolumeId],
+    data_dir: &DataDir,
     feed: &Feed,
     clock: &dyn Clock,
 ) -> Result<()> {
     let now = clock.wall();
-    catalog.end_stale_jobs(now).await?;
-    for export in catalog.end_stale_exports(now).await? {
-        let message = format!(
-            "export {} of volume {} on {} has ended with the collector",
-            export.id, export.volume, export.listen
-        );
-        feed.event(Severity::Info, None, message);
+    for job in catalog.end_stale_jobs(now).await? {
+        feed.event(Severity::Warning, Some(&job.volume), interruption(&job));
     }
+    data_dir.finish_erasing(catalog).await?;
     for (id, name, seen) in catalog.known_volumes().await? {
-        if !found.contains(&id) {
+        if !data_dir.volumes.contains(&id) {
             let message = format!(
                 "volume {id}, last seen {}, is not in the data directory any more",
                 timestamp(seen)

@@ -4,7 +4,8 @@
 //! The volume's writer owns it. It is written to another name, synced and renamed, and the
 //! directory is synced, before what it says takes effect; so a crash leaves the old one or the
 //! new one. It is text for the person who has nothing but the disk left; the checksum covers the
-//! same text with an empty checksum.
+//! same text with an empty checksum. What a person decided for the volume is in it only when it
+//! was decided, so a manifest of a version that did not know it yet reads the same.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tidemark_wire::{AgentId, Epoch, JournalId, Timeline, VolumeId, WallMicros, checksum};
 
 use crate::error::{Failure, Result};
+use crate::policy::Overrides;
 use crate::storage::{Storage, StorageFile};
 
 /// Name of the file in the volume's directory.
@@ -44,6 +46,21 @@ pub struct Manifest {
     pub agent: AgentId,
     /// When the copy was begun.
     pub created: WallMicros,
+    /// What a person decided for this volume and not for the others.
+    pub policy: Overrides,
+    /// Set while the volume is retired.
+    pub retired: Option<Retired>,
+    /// The copy below the journal was begun from an image, not from zeroes.
+    pub seeded: bool,
+}
+
+/// A volume is no longer protected, and its history goes in a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retired {
+    /// When a person wanted that.
+    pub since: WallMicros,
+    /// When everything that is kept of it is erased.
+    pub erase_after: WallMicros,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,7 +77,24 @@ struct Text {
     epoch: u64,
     agent: String,
     created_us: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
+    policy: Overrides,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retired: Option<RetiredText>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    seeded: bool,
     checksum: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetiredText {
+    since_us: u64,
+    erase_after_us: u64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Text {
@@ -87,6 +121,12 @@ impl Manifest {
             epoch: self.epoch.0,
             agent: self.agent.to_string(),
             created_us: self.created.0,
+            policy: self.policy,
+            retired: self.retired.map(|retired| RetiredText {
+                since_us: retired.since.0,
+                erase_after_us: retired.erase_after.0,
+            }),
+            seeded: self.seeded,
             checksum: String::new(),
         };
         text.checksum = text.sum();
@@ -107,6 +147,7 @@ impl Manifest {
         if sum != text.checksum {
             return Err(format!("checksum {} does not match, it should be {sum}", text.checksum));
         }
+        text.policy.check().map_err(|error| format!("policy: {error}"))?;
         let id = |field: &str, value: &str| {
             value
                 .parse::<uuid::Uuid>()
@@ -122,6 +163,12 @@ impl Manifest {
             epoch: Epoch(text.epoch),
             agent: AgentId::from_bytes(id("agent", &text.agent)?),
             created: WallMicros(text.created_us),
+            policy: text.policy,
+            retired: text.retired.map(|retired| Retired {
+                since: WallMicros(retired.since_us),
+                erase_after: WallMicros(retired.erase_after_us),
+            }),
+            seeded: text.seeded,
             name: text.name,
         })
     }
@@ -184,7 +231,31 @@ mod tests {
             epoch: Epoch(7),
             agent: AgentId::from_bytes([3; 16]),
             created: WallMicros(1_700_000_000_000_000),
+            policy: Overrides::default(),
+            retired: None,
+            seeded: false,
         }
+    }
+
+    #[test]
+    fn a_manifest_without_decisions_is_as_it_always_was() {
+        let text = String::from_utf8(manifest().encode()).unwrap();
+        assert!(text.contains("\"checksum\": \"da7a0b4602ad4961\""), "{text}");
+        assert!(!text.contains("policy") && !text.contains("retired") && !text.contains("seeded"));
+    }
+
+    #[test]
+    fn what_a_person_decided_is_kept() {
+        let wanted = Manifest {
+            policy: Overrides { window_seconds: Some(7200), ..Overrides::default() },
+            retired: Some(Retired { since: WallMicros(5), erase_after: WallMicros(9) }),
+            seeded: true,
+            ..manifest()
+        };
+        assert_eq!(Manifest::decode(&wanted.encode()).unwrap(), wanted);
+        let wrong = Overrides { window_seconds: Some(0), ..Overrides::default() };
+        let error = Manifest::decode(&Manifest { policy: wrong, ..wanted }.encode()).unwrap_err();
+        assert!(error.contains("policy: a window of 0 s"), "{error}");
     }
 
     #[test]

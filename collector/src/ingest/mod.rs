@@ -5,16 +5,21 @@
 //!
 //! - [`session`]: the state machine of one session, pure;
 //! - [`volume`]: the one owner of a volume's journal and manifest, without threads;
+//! - [`change`]: what a person decides of a volume, and how that takes effect;
+//! - [`erase`]: the end of a retired volume;
 //! - [`writer`]: its thread, and the group commit; [`volumes`]: all of them;
 //! - [`compare`]: what differs from an agent's disk, and the thread that looks;
 //! - [`server`]: sockets and threads; [`port`]: the way back to a session;
 //! - [`manifest`]: what is known of a volume for good; [`observer`]: who is told.
 
+pub mod change;
 pub mod compare;
 mod connection;
+pub mod erase;
 pub mod manifest;
 pub mod observer;
 pub mod port;
+pub mod seeding;
 pub mod server;
 pub mod session;
 pub mod socket;

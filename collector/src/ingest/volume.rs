@@ -7,6 +7,7 @@
 //! gets in. There are no threads here, so the simulator runs the same code. A crash loses what
 //! was not committed, and that was not acknowledged.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,21 +18,22 @@ use tidemark_wire::limits::WINDOW_BYTES_MAX;
 use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Standing, Welcome};
 use tidemark_wire::{Epoch, Seq, VolumeId, WallMicros};
 
+use super::change::Change;
 use super::manifest::Manifest;
 use super::observer::Observer;
 use super::port::SessionPort;
 use super::session::Batch;
+use crate::config::settings::Settings;
 use crate::error::{ErrorKind, Failure, JournalError, Result, Severity};
 use crate::journal::{
     Journal, JournalConfig, JournalIdentity, JournalReader, Mark, MarkBody, OpenReport,
 };
-use crate::seed::Seed;
+use crate::policy::Policy;
+use crate::seed::{SEED_FILE, Seed, merge_into_seed};
 use crate::storage::Storage;
 
 /// Directory of the segments in a volume's directory.
 pub const JOURNAL_DIR: &str = "journal";
-/// The seed disk in a volume's directory.
-const SEED_FILE: &str = "seed.img";
 
 /// What sessions want from the owner of a volume.
 pub enum Command {
@@ -41,6 +43,8 @@ pub enum Command {
     Append(Batch),
     /// The session with this port is over, or its opening is no longer wanted.
     Closed(Arc<dyn SessionPort>),
+    /// Change what a person decides of the volume.
+    Change(Change),
     /// The last command: what was appended becomes durable, and the owner ends.
     Stop,
 }
@@ -95,12 +99,19 @@ pub struct Facts {
     pub standing: Option<Standing>,
     /// Why nothing can be appended.
     pub problem: Option<String>,
+    /// The newest recovery point that is durable.
+    pub newest_point: Option<Seq>,
+    /// Everything that is kept of it is being erased; nothing of it is opened any more.
+    pub erasing: bool,
+    /// An image is being imported, and no session is let in.
+    pub seeding: bool,
 }
 
 /// A volume, as everybody may see it.
 pub struct Volume<S: Storage> {
     id: VolumeId,
     dir: PathBuf,
+    settings: Arc<Settings>,
     facts: Mutex<Facts>,
     held: Mutex<Option<Held<S>>>,
 }
@@ -108,7 +119,7 @@ pub struct Volume<S: Storage> {
 impl<S: Storage> Volume<S> {
     /// The volume in `dir`, with nothing opened yet.
     #[must_use]
-    pub fn new(dir: PathBuf, manifest: Manifest) -> Self {
+    pub fn new(dir: PathBuf, manifest: Manifest, settings: Arc<Settings>) -> Self {
         let id = manifest.volume;
         let facts = Facts {
             manifest,
@@ -117,8 +128,18 @@ impl<S: Storage> Volume<S> {
             copy: None,
             standing: None,
             problem: None,
+            newest_point: None,
+            erasing: false,
+            seeding: false,
         };
-        Self { id, dir, facts: Mutex::new(facts), held: Mutex::new(None) }
+        Self { id, dir, settings, facts: Mutex::new(facts), held: Mutex::new(None) }
+    }
+
+    /// What holds for it: what was decided for it, over the defaults in force.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        let overrides = self.lock().manifest.policy;
+        overrides.over(self.settings.now().policy)
     }
 
     /// Its identity.
@@ -148,15 +169,31 @@ impl<S: Storage> Volume<S> {
     /// Journal and seed, to open a state.
     ///
     /// # Errors
-    /// `Unavailable` while they can't be opened.
+    /// `Unavailable` while they can't be opened, `Conflict` while the volume is being erased.
     pub fn held(&self) -> Result<Held<S>> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let held = self.held_lock().clone();
         held.ok_or_else(|| {
             let facts = self.lock();
             let name = &facts.manifest.name;
+            if facts.erasing {
+                return Failure::conflict(format!("volume {name} is being erased"));
+            }
             let why = facts.problem.as_deref().unwrap_or("its journal is not open");
             Failure::unavailable(format!("volume {name} can't be read: {why}"))
         })
+    }
+
+    /// Lets nobody open anything of it any more. Gives back what was held, so that whoever erases
+    /// the volume sees by its count whether somebody reads on.
+    pub(super) fn begin_erase(&self) -> Option<Held<S>> {
+        self.lock().erasing = true;
+        self.held_lock().take()
+    }
+
+    /// Takes [`Volume::begin_erase`] back.
+    pub(super) fn cancel_erase(&self, held: Option<Held<S>>) {
+        *self.held_lock() = held;
+        self.lock().erasing = false;
     }
 
     /// The agent told how far its copy is.
@@ -169,18 +206,26 @@ impl<S: Storage> Volume<S> {
         self.lock().standing = Some(standing);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Facts> {
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held_lock(&self) -> MutexGuard<'_, Option<Held<S>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The owner of a volume's journal and manifest.
 pub struct VolumeCore<S: Storage> {
-    storage: Arc<S>,
-    shared: Arc<Volume<S>>,
-    observer: Arc<dyn Observer>,
+    pub(super) storage: Arc<S>,
+    pub(super) shared: Arc<Volume<S>>,
+    pub(super) observer: Arc<dyn Observer>,
     config: JournalConfig,
-    manifest: Manifest,
+    pub(super) manifest: Manifest,
     journal: Option<Journal<S>>,
     span_open: Option<Seq>,
     /// What is damaged in the journal, so that it takes no records.
@@ -235,6 +280,7 @@ impl<S: Storage> VolumeCore<S> {
                     self.report(Severity::Info, "the agent is disconnected".into());
                 }
             }
+            Command::Change(change) => self.change(change),
             Command::Stop => {}
         }
     }
@@ -272,6 +318,7 @@ impl<S: Storage> VolumeCore<S> {
         if !committed.new_marks.is_empty() {
             self.look_at_spans();
             committed.new_marks.iter().for_each(|mark| self.report_span(mark));
+            self.note_points(&committed.new_marks);
             self.observer.marks(self.manifest.volume, &committed.new_marks);
         }
         true
@@ -320,6 +367,13 @@ impl<S: Storage> VolumeCore<S> {
     /// Raises the epoch durably before anything says that the session is open.
     fn admit(&mut self, hello: &Hello) -> std::result::Result<Welcome, Refuse> {
         let refuse = |reason, text: String| Refuse { reason, text };
+        if self.manifest.retired.is_some() {
+            let text = self.retired_text();
+            return Err(refuse(RefuseReason::Retired, text));
+        }
+        if self.shared.lock().seeding {
+            return Err(refuse(RefuseReason::Unavailable, self.seeding_text()));
+        }
         if let Err(error) = self.ensure_journal() {
             self.set_problem(error.to_string());
             return Err(refuse(RefuseReason::Unavailable, error.to_string()));
@@ -356,9 +410,8 @@ impl<S: Storage> VolumeCore<S> {
             return Err(refuse(RefuseReason::Unavailable, error.to_string()));
         }
         journal.set_epoch(raised.epoch);
-        self.manifest = raised;
-        self.observer.volume(&self.manifest);
-        self.shared.lock().manifest = self.manifest.clone();
+        self.put_in_force(raised);
+        self.observer.seen(&self.manifest);
         Ok(Welcome {
             journal: self.manifest.journal,
             timeline: self.manifest.timeline,
@@ -366,7 +419,7 @@ impl<S: Storage> VolumeCore<S> {
             durable,
             span_open: self.span_open.unwrap_or(Seq(0)),
             window_bytes: WINDOW_BYTES_MAX,
-            seeded: false,
+            seeded: self.manifest.seeded && durable == Seq(0),
             last_time,
         })
     }
@@ -389,13 +442,15 @@ impl<S: Storage> VolumeCore<S> {
                     epoch: self.manifest.epoch,
                     size_bytes: self.manifest.size_bytes,
                 };
-                let (journal, report) = Journal::open_or_create(
+                let (journal, report) = Journal::open_above(
                     Arc::clone(&self.storage),
                     &self.shared.journal_dir(),
                     identity,
                     self.config,
+                    seed.base(),
                 )?;
                 self.report_opening(&report);
+                self.complete_merge(&journal, &seed);
                 self.damage = report.damaged.first().map(ToString::to_string);
                 let (marks, damaged) = journal.reader().marks()?;
                 // The volume goes on without them; what they said can't be shown any more.
@@ -403,15 +458,37 @@ impl<S: Storage> VolumeCore<S> {
                     let text = format!("a recovery point or a mark is lost: {damage}");
                     self.report(Severity::Critical, text);
                 }
+                self.note_points(&marks);
                 self.observer.history(self.manifest.volume, &marks);
                 let held = Held { reader: journal.reader(), seed: Arc::new(seed) };
-                *self.shared.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+                *self.shared.held_lock() = Some(held);
                 self.journal = Some(journal);
             }
         }
         self.look_at_spans();
         self.shared.lock().problem.clone_from(&self.damage);
         Ok(())
+    }
+
+    /// Ends a merge that a crash cut off, before anything reads the seed. One that can't be ended
+    /// now is tried again by the merger; what can't be told from the seed meanwhile is an error
+    /// of the read.
+    fn complete_merge(&self, journal: &Journal<S>, seed: &Seed<S>) {
+        let Some(to) = seed.merging_to() else { return };
+        let mut pace = |_| ControlFlow::Continue(());
+        match merge_into_seed(&journal.reader(), seed, to, &mut pace) {
+            Ok(merged) => {
+                for damage in &merged.damaged {
+                    self.report(Severity::Critical, damage.to_string());
+                }
+                let text = format!("a merge that was interrupted is complete at record {to}");
+                self.report(Severity::Info, text);
+            }
+            Err(error) => {
+                let text = format!("an interrupted merge to record {to} can't be ended: {error}");
+                self.report(Severity::Critical, text);
+            }
+        }
     }
 
     fn report_opening(&self, report: &OpenReport) {
@@ -449,7 +526,14 @@ impl<S: Storage> VolumeCore<S> {
         self.end_live(RefuseReason::Unavailable, text);
     }
 
-    fn end_live(&mut self, reason: RefuseReason, text: String) {
+    fn note_points(&self, marks: &[Mark]) {
+        let is_point = |mark: &&Mark| matches!(mark.body, MarkBody::Bookmark(_));
+        if let Some(newest) = marks.iter().rev().find(is_point) {
+            self.shared.lock().newest_point = Some(newest.seq);
+        }
+    }
+
+    pub(super) fn end_live(&mut self, reason: RefuseReason, text: String) {
         if let Some(live) = self.live.take() {
             live.port.end(Refuse { reason, text });
             self.set_live(None);
@@ -457,7 +541,12 @@ impl<S: Storage> VolumeCore<S> {
     }
 
     fn set_live(&mut self, live: Option<Live>) {
-        self.shared.lock().live.clone_from(&live);
+        {
+            let mut facts = self.shared.lock();
+            facts.live.clone_from(&live);
+            // What an earlier session has told says nothing of this one.
+            facts.standing = facts.standing.filter(|_| live.is_none());
+        }
         self.live = live;
     }
 
@@ -494,7 +583,7 @@ impl<S: Storage> VolumeCore<S> {
         }
     }
 
-    fn report(&self, severity: Severity, message: String) {
+    pub(super) fn report(&self, severity: Severity, message: String) {
         self.observer.event(severity, Some(&self.manifest.name), message);
     }
 }

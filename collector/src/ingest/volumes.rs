@@ -5,19 +5,23 @@
 //! durable (directory and manifest) before its first session is opened.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crossbeam_channel::bounded;
 use tidemark_wire::body::Bookmark;
-use tidemark_wire::session::{Hello, Refuse, RefuseReason};
+use tidemark_wire::session::{Hello, InstructKind, Refuse, RefuseReason};
 use tidemark_wire::{Epoch, JournalId, PointId, Timeline, VolumeId};
 
+use super::change::{Change, Decision};
 use super::manifest::Manifest;
 use super::observer::Observer;
 use super::volume::{Command, JOURNAL_DIR, Volume, VolumeCore, volume_dir};
 use super::writer::{Writer, WriterQueue};
+use crate::config::settings::Settings;
 use crate::error::{Failure, FailureKind, Result, Severity, nearest};
 use crate::journal::JournalConfig;
+use crate::policy::Overrides;
 use crate::seam::{Clock, Random};
 use crate::storage::Storage;
 
@@ -35,8 +39,8 @@ pub struct Ground<S: Storage> {
     pub observer: Arc<dyn Observer>,
     /// Bounds of each journal.
     pub journal: JournalConfig,
-    /// Volumes at most; the agent of a further one is refused.
-    pub volumes_max: usize,
+    /// The configuration in force: the policy's defaults, and how many volumes there may be.
+    pub settings: Arc<Settings>,
 }
 
 struct Entry<S: Storage> {
@@ -137,11 +141,15 @@ impl<S: Storage> Volumes<S> {
         // Held while a volume is made, so that two sessions can't make the same one.
         let mut entries = self.lock();
         if let Some(entry) = entries.get(&hello.volume) {
+            if entry.volume.facts().erasing {
+                let text = "the volume is being erased; it is taken anew in a moment".to_owned();
+                return Err(Refuse { reason: RefuseReason::Unavailable, text });
+            }
             return Ok((Arc::clone(&entry.volume), entry.queue.clone()));
         }
         let unavailable = |text: String| Refuse { reason: RefuseReason::Unavailable, text };
-        if entries.len() >= self.ground.volumes_max {
-            let max = self.ground.volumes_max;
+        let max = self.ground.settings.now().volumes_max;
+        if entries.len() >= max {
             return Err(unavailable(format!("the collector keeps {max} volumes (volumes_max)")));
         }
         let dir = volume_dir(&self.ground.data_dir, hello.volume);
@@ -160,11 +168,14 @@ impl<S: Storage> Volumes<S> {
             name: hello.name.clone(),
             size_bytes: hello.size_bytes,
             block_bytes: hello.block_bytes,
-            journal: JournalId::from_random(self.ground.random_id()),
+            journal: self.new_journal_id(),
             timeline: Timeline(1),
             epoch: Epoch(0),
             agent: hello.agent,
             created: self.ground.clock.wall(),
+            policy: Overrides::default(),
+            retired: None,
+            seeded: false,
         };
         let made = self
             .ground
@@ -183,7 +194,7 @@ impl<S: Storage> Volumes<S> {
     ) -> Result<(Arc<Volume<S>>, WriterQueue)> {
         let id = manifest.volume;
         let dir = volume_dir(&self.ground.data_dir, id);
-        let volume = Arc::new(Volume::new(dir, manifest));
+        let volume = Arc::new(Volume::new(dir, manifest, Arc::clone(&self.ground.settings)));
         let core = VolumeCore::start(
             Arc::clone(&self.ground.storage),
             Arc::clone(&volume),
@@ -213,6 +224,93 @@ impl<S: Storage> Volumes<S> {
             return Ok(());
         }
         Err(Failure::unavailable(format!("too many points of volume {name} are being made")))
+    }
+
+    /// Hands on to the agent of a volume what a person wants.
+    ///
+    /// # Errors
+    /// `Unavailable` when no agent is connected, `Conflict` when the volume is retired.
+    pub fn instruct(&self, volume: &Volume<S>, what: InstructKind) -> Result<()> {
+        let (name, facts) = (volume.name(), volume.facts());
+        if facts.manifest.retired.is_some() {
+            return Err(Failure::conflict(format!("volume {name} is retired, not protected"))
+                .with_hint(format!("take it back first: tidemark volume unretire {name}")));
+        }
+        let Some(live) = facts.live else {
+            let message = format!("no agent of volume {name} is connected");
+            return Err(Failure::unavailable(message)
+                .with_hint("its agent has to do it; start it, or look why it can't connect"));
+        };
+        if live.port.instruct(what) {
+            return Ok(());
+        }
+        Err(Failure::unavailable(format!("too many wishes wait for the agent of volume {name}")))
+    }
+
+    /// Has a volume's writer make a decision durable, and waits for it.
+    ///
+    /// # Errors
+    /// `Conflict` when it does not fit the volume, `NotFound` when the volume is gone, and what
+    /// the system says when it can't be written.
+    pub fn decide(&self, volume: &Volume<S>, what: Decision) -> Result<Manifest> {
+        let gone = || Failure::not_found(format!("volume {} is gone", volume.name()));
+        let queue = self.lock().get(&volume.id()).map(|entry| entry.queue.clone());
+        let (done, decided) = bounded(1);
+        let sent = queue.ok_or_else(gone)?.send(Command::Change(Change { what, done }));
+        sent.map_err(|_| gone())?;
+        decided.recv().map_err(|_| gone())?
+    }
+
+    /// Ends a volume's writer, changes what lies on the disk, and opens the volume anew with the
+    /// manifest that comes out of it. No session or volume gets in meanwhile.
+    pub(super) fn reopen(
+        &self,
+        id: VolumeId,
+        change: impl FnOnce(Manifest) -> Result<Manifest>,
+    ) -> Result<()> {
+        let mut entries = self.lock();
+        let Some(entry) = entries.remove(&id) else {
+            return Err(Failure::not_found(format!("volume {id} is gone")));
+        };
+        // One that has ended already is only to be joined.
+        let _ = entry.queue.send(Command::Stop);
+        entry.writer.join();
+        let changed = change(entry.volume.facts().manifest);
+        // After a failure the disk says how far the change came.
+        let dir = volume_dir(&self.ground.data_dir, id);
+        let manifest = Manifest::load(&self.ground.storage, &dir)?;
+        self.start(&mut entries, manifest)?;
+        changed.map(|_| ())
+    }
+
+    /// Ends a volume's writer and, when `last` succeeds after that, forgets the volume; else it
+    /// is opened again. No other session or volume gets in meanwhile.
+    pub(super) fn remove<T>(&self, id: VolumeId, last: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut entries = self.lock();
+        let Some(entry) = entries.remove(&id) else {
+            return Err(Failure::not_found(format!("volume {id} is gone")));
+        };
+        // One that has ended already is only to be joined.
+        let _ = entry.queue.send(Command::Stop);
+        entry.writer.join();
+        let done = last();
+        if done.is_err() {
+            self.start(&mut entries, entry.volume.facts().manifest)?;
+        }
+        done
+    }
+
+    pub(super) fn storage(&self) -> &Arc<S> {
+        &self.ground.storage
+    }
+
+    pub(super) fn data_dir(&self) -> &Path {
+        &self.ground.data_dir
+    }
+
+    /// An identity for a copy that nobody has used.
+    pub(super) fn new_journal_id(&self) -> JournalId {
+        JournalId::from_random(self.ground.random_id())
     }
 
     /// An identity for a point that nobody has used.

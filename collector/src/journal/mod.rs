@@ -8,29 +8,40 @@
 //! - [`format`]: the segment file, byte by byte;
 //! - `writer`: append, group commit, sealing, latching after a failed write;
 //! - `recover`: what is done with the files at start, and with damage;
-//! - `reader`, `segment`, `index`, `span`, `files`, `cache`: what readers ask;
+//! - `reader`, `segment`, `ends`, `index`, `span`, `files`, `cache`: what readers ask;
+//! - `resolve`, `payload`: from a place on the volume to the checked bytes of a record;
+//! - `base`: the state of the seed, on which the first segment stands;
+//! - `places`: how much was journaled between two marks, whether anything was, and times;
 //! - `inspect`, `scan`: segment files without a journal around them.
 //!
 //! Order of locks: what is published, then the state of a segment, then the cache of open files;
 //! none is held over a write or a sync.
 
+mod base;
 mod cache;
+mod ends;
 mod files;
 pub mod format;
 mod index;
 mod inspect;
+mod payload;
+mod places;
 mod reader;
 mod recover;
+mod resolve;
 mod scan;
 mod segment;
 mod span;
 mod types;
 mod writer;
 
+pub use base::Base;
 pub(crate) use cache::Cache;
 pub use inspect::{inspect_records, inspect_segment};
+pub(crate) use payload::Payloads;
 pub use reader::{JournalReader, Pin};
-pub(crate) use segment::{Head, Segment, decode_head};
+pub(crate) use resolve::{Extent, Place, Source, resolve};
+pub(crate) use segment::Segment;
 pub use types::{
     Committed, Cut, InspectedRecord, JournalConfig, JournalIdentity, Mark, MarkBody, OpenReport,
     SegmentInfo, SegmentReport, Span,

@@ -4,6 +4,7 @@
 //! the nearest ones that can. Nothing is owned here; the journal is the truth.
 
 pub mod at;
+pub mod interval;
 
 use jiff::Timestamp;
 use tidemark_wire::body::PointKind;

@@ -43,7 +43,7 @@ pub struct MemoryFile {
     id: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Inner {
     names: BTreeMap<PathBuf, u64>,
     durable_names: BTreeMap<PathBuf, u64>,
@@ -92,8 +92,12 @@ impl NameChange {
                 names.insert(path.clone(), *id);
             }
             Self::Rename(from, to) => {
-                if let Some(id) = names.remove(from) {
-                    names.insert(to.clone(), id);
+                let moved: Vec<PathBuf> =
+                    names.keys().filter(|path| path.starts_with(from)).cloned().collect();
+                for path in moved {
+                    let id = names.remove(&path).expect("the key was just there");
+                    let below = path.strip_prefix(from).expect("it starts with this");
+                    names.insert(to.join(below), id);
                 }
             }
             Self::Remove(path) => {
@@ -206,6 +210,15 @@ impl MemoryStorage {
         Self { inner: Arc::new(Mutex::new(after)) }
     }
 
+    /// What a process finds that starts after this one was killed at the call at which the power
+    /// went: all that calls before it did is there, as in the page cache. This storage and its
+    /// open files are of no use afterwards.
+    #[must_use]
+    pub fn after_kill(&self) -> Self {
+        let after = Inner { fault: None, crashed: false, ..self.inner().clone() };
+        Self { inner: Arc::new(Mutex::new(after)) }
+    }
+
     /// Changes the bytes of a file behind everybody's back, durably.
     ///
     /// # Errors
@@ -285,7 +298,14 @@ impl Storage for MemoryStorage {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut inner = self.inner();
         inner.count()?;
-        inner.id(from)?;
+        if !inner.dirs.iter().any(|dir| dir == from) {
+            inner.id(from)?;
+        }
+        for dir in &mut inner.dirs {
+            if let Ok(below) = dir.strip_prefix(from) {
+                *dir = to.join(below);
+            }
+        }
         inner.change_name(NameChange::Rename(from.to_owned(), to.to_owned()));
         Ok(())
     }
@@ -295,6 +315,18 @@ impl Storage for MemoryStorage {
         inner.count()?;
         inner.id(path)?;
         inner.change_name(NameChange::Remove(path.to_owned()));
+        Ok(())
+    }
+
+    fn remove_tree(&self, dir: &Path) -> io::Result<()> {
+        let mut inner = self.inner();
+        inner.count()?;
+        let below: Vec<PathBuf> =
+            inner.names.keys().filter(|path| path.starts_with(dir)).cloned().collect();
+        for path in below {
+            inner.change_name(NameChange::Remove(path));
+        }
+        inner.dirs.retain(|known| !known.starts_with(dir));
         Ok(())
     }
 

@@ -43,7 +43,7 @@ pub trait Storage: Send + Sync + 'static {
     /// The operating system's.
     fn open_read_only(&self, path: &Path) -> io::Result<Self::File>;
 
-    /// Renames a file; open handles stay valid.
+    /// Renames a file, or a directory with all that is below it; open handles stay valid.
     ///
     /// # Errors
     /// The operating system's.
@@ -54,6 +54,12 @@ pub trait Storage: Send + Sync + 'static {
     /// # Errors
     /// The operating system's.
     fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a directory with all that is below it, bit by bit; one that is gone is fine.
+    ///
+    /// # Errors
+    /// The operating system's; a part may be gone then.
+    fn remove_tree(&self, dir: &Path) -> io::Result<()>;
 
     /// Names of the files in a directory, sorted.
     ///
