@@ -165,12 +165,13 @@ pub enum Reattached {
 }
 
 /// Makes a block device of a volume; without `via` the best way that this machine and the
-/// configuration have. Returns when the device has answered a read.
+/// configuration have. Returns when the device has answered a read. An NBD device that carries the
+/// volume's identity already is taken over.
 ///
 /// # Errors
-/// [`AttachErrorKind::Unavailable`] when the way is not there, [`AttachErrorKind::InUse`] when the
-/// volume has a device already, and what the server or the kernel refused. Nothing stays attached
-/// then.
+/// [`AttachErrorKind::Unavailable`] when the way is not there, [`AttachErrorKind::InUse`] when
+/// somebody made a loop device of the volume by other means, and what the server or the kernel
+/// refused. Nothing stays attached then.
 pub fn attach(
     source: &Source<'_>,
     options: &Options,
@@ -294,12 +295,16 @@ fn choose(source: &Source<'_>, via: Option<Via>) -> Result<Via, AttachError> {
 fn attach_nbd(source: &Source<'_>, options: &Options) -> Result<Attached, AttachError> {
     let target = nbd_target(source, options)?;
     let identifier = target.identifier.clone();
-    if let Some(device) = nbd_kernel::find(&identifier) {
-        return Err(has_device(source.volume, &device));
-    }
     let volume = PathBuf::from(source.volume);
-    let (device, mut notes) =
-        apart::run(&volume, ANSWER_PATIENCE, move || nbd_kernel::connect(&target))?;
+    let (device, mut notes) = match nbd_kernel::find(&identifier) {
+        // An agent was killed before it kept the record of the device that it had made.
+        Some(device) => {
+            let found = device.clone();
+            apart::run(&volume, ANSWER_PATIENCE, move || nbd_kernel::reconnect(&found, &target))?;
+            (device, Vec::new())
+        }
+        None => apart::run(&volume, ANSWER_PATIENCE, move || nbd_kernel::connect(&target))?,
+    };
     notes.extend(unreachable_tail(source));
     Ok(Attached { via: Via::Nbd, device, identifier, notes })
 }
@@ -323,7 +328,11 @@ fn attach_loop(source: &Source<'_>) -> Result<Attached, AttachError> {
         AttachError::io(AttachErrorKind::Server, file, "is not in the FUSE directory", error)
     })?;
     if let Some(device) = loop_device::find(&file) {
-        return Err(has_device(source.volume, &device));
+        // Not this agent's: those of one that was killed are dead, and found no more.
+        let device = device.display();
+        let text =
+            format!("has a device already, {device}; take it down with 'losetup -d {device}'");
+        return Err(AttachError::new(AttachErrorKind::InUse, source.volume, text));
     }
     let (made_over, block_bytes) = (file.clone(), source.block_bytes);
     let loop_device::Made { device, mut notes } =
@@ -397,11 +406,6 @@ fn gone(attached: &Attached) -> AttachError {
         attached.device.display().to_string(),
         format!("does not belong to {} any more", attached.identifier),
     )
-}
-
-fn has_device(volume: &str, device: &Path) -> AttachError {
-    let text = format!("has a device already: {}; detach that first", device.display());
-    AttachError::new(AttachErrorKind::InUse, volume, text)
 }
 
 fn unavailable(subject: &str, why: &str) -> AttachError {
