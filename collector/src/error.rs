@@ -48,6 +48,10 @@ pub enum Part {
     Chain,
     /// The file as a whole.
     File,
+    /// A block of the seed.
+    SeedBlock,
+    /// What the seed says of itself.
+    SeedState,
 }
 
 impl fmt::Display for Part {
@@ -61,6 +65,8 @@ impl fmt::Display for Part {
             Self::Trailer => "segment trailer",
             Self::Chain => "chain",
             Self::File => "file",
+            Self::SeedBlock => "block of the seed",
+            Self::SeedState => "state of the seed",
         })
     }
 }

@@ -12,6 +12,7 @@ pub mod error;
 pub mod export;
 pub mod ingest;
 pub mod journal;
+pub mod merge;
 pub mod points;
 pub mod policy;
 pub mod restore;

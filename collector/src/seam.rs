@@ -18,6 +18,16 @@ pub trait Clock: Send + Sync + 'static {
     fn monotonic(&self) -> Duration;
 }
 
+/// The boot of the machine, as the kernel names it; what it is says nothing else.
+///
+/// # Errors
+/// The operating system's.
+pub fn boot_id() -> std::io::Result<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let id: uuid::Uuid = text.trim().parse().map_err(std::io::Error::other)?;
+    Ok(*id.as_bytes())
+}
+
 /// Source of random bytes that nobody can guess.
 pub trait Random: Send + Sync + 'static {
     /// Fills `bytes`.

@@ -202,17 +202,24 @@ fn an_export_is_the_state_while_the_journal_goes_on() {
     let client = daemon.client();
     let (seq, model) = &states[1];
     let socket = dir.path().join("export.sock");
-    let new =
-        |listen: String| NewExport { volume: "disk1".into(), at: format!("seq:{seq}"), listen };
+    let new = |listen: String| NewExport {
+        volume: "disk1".into(),
+        at: format!("seq:{seq}"),
+        listen: Some(listen),
+        ..NewExport::default()
+    };
     let unix = client.create_export(&new(format!("unix:{}", socket.display()))).unwrap();
     let tcp = client.create_export(&new("tcp:127.0.0.1:0".into())).unwrap();
     agent.send_changes(&[write(0, vec![0xee; 100_000])]);
     agent.wait_durable();
     assert_eq!((unix.state.seq, unix.size_bytes), (seq.0, VOLUME_BYTES));
-    assert!(read_all(UnixStream::connect(&socket).unwrap(), &unix.nbd_name) == model.0);
-    let address = tcp.listen.strip_prefix("tcp:").unwrap();
+    assert!(
+        read_all(UnixStream::connect(&socket).unwrap(), unix.nbd_name.as_deref().unwrap())
+            == model.0
+    );
+    let address = tcp.listen.as_deref().unwrap().strip_prefix("tcp:").unwrap();
     assert!(read_all(TcpStream::connect(address).unwrap(), "") == model.0);
-    copied_by_nbdcopy(&unix.uri, &dir.path().join("copied.img"), model);
+    copied_by_nbdcopy(unix.uri.as_deref().unwrap(), &dir.path().join("copied.img"), model);
     assert_eq!(client.exports().unwrap().len(), 2);
 
     for (listen, kind) in [
@@ -224,10 +231,10 @@ fn an_export_is_the_state_while_the_journal_goes_on() {
         let (got, text) = refused(client.create_export(&new(listen)));
         assert_eq!(got, kind, "{text}");
     }
-    client.delete_export(unix.id).unwrap();
+    client.delete_export(unix.id, false, false).unwrap();
     assert!(!socket.exists());
-    assert_eq!(refused(client.delete_export(unix.id)).0, ErrorKind::NotFound);
-    // The other one ends with the daemon.
+    assert_eq!(refused(client.delete_export(unix.id, false, false)).0, ErrorKind::NotFound);
+    // The other one goes away with the daemon, until the next one.
     daemon.stop();
     assert!(TcpStream::connect(address).is_err());
 }

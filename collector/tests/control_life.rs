@@ -224,11 +224,17 @@ fn a_volume_ends_in_two_steps_and_comes_back_anew() {
     // It is known after a restart, and its states can be opened; what is open keeps it.
     let daemon = Daemon::start(dir.path());
     let client = daemon.client();
-    let listen = format!("unix:{}", dir.path().join("export.sock").display());
-    let new = NewExport { volume: "disk1".into(), at: "latest".into(), listen };
+    let new = NewExport {
+        volume: "disk1".into(),
+        at: "latest".into(),
+        listen: Some(format!("unix:{}", dir.path().join("export.sock").display())),
+        writable: false,
+        space_bytes: None,
+        fuse: false,
+    };
     let export = client.create_export(&new).unwrap();
     refused(client.erase("disk1"), ErrorKind::Conflict, &format!("export {}", export.id));
-    client.delete_export(export.id).unwrap();
+    client.delete_export(export.id, false, false).unwrap();
     assert_eq!(client.unretire("disk1").unwrap().state, ProtectionState::Disconnected);
     client.retire("disk1", &NewRetire { grace_seconds: Some(90_000) }).unwrap();
 

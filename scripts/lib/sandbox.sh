@@ -8,10 +8,11 @@
 #   build_binaries                cargo build; sets TIDEMARK_BIN to where the programs lie
 #   collector_start               collector on $SANDBOX/collector; waits until it answers
 #   volume_add NAME MIB [FILE]    a volume of the agent's coming configuration, with a new sparse
-#                                 backing file, or FILE
+#                                 backing file, or FILE; RING_MIB and COPY_MIB_PER_SECOND count
 #   agent_start                   agent with those volumes; waits until it serves them
 #   wait_protected VOLUME [S]     until the collector says so, at most S seconds (default 120)
 #   loop_attach FILE              a loop device over FILE: LOOP
+#   agent_attach VOLUME           a loop device over what the agent serves: LOOP
 #   mount_at DEVICE DIR [OPTION...]
 #
 # TIDEMARK_PROFILE chooses the build: release (default) or dev. With KEEP_SANDBOX=1 the directory
@@ -21,6 +22,8 @@ REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 SANDBOX=
 declare -a UNDO=()
 declare -A DAEMON_PIDS=()
+# What the daemons are started by, such as a command that puts them into a namespace.
+declare -a DAEMON_WITHIN=()
 FOREGROUND_PID=
 
 say() { printf '%s\n' "$*"; }
@@ -75,10 +78,12 @@ sandbox_begin() {
     SANDBOX=$(mktemp -d "${TMPDIR:-/tmp}/tidemark-$name.XXXXXX")
     RING_DIR=$(mktemp -d "/dev/shm/tidemark-$name.XXXXXX")
     CONTROL_SOCKET=$SANDBOX/control.sock
+    AGENT_SOCKET=$SANDBOX/agent.sock
     NBD_SOCKET=$SANDBOX/nbd.sock
+    INGEST=unix:$SANDBOX/ingest.sock
     FUSE_DIR=$SANDBOX/fuse
     mkdir "$SANDBOX/collector" "$SANDBOX/agent" "$SANDBOX/source" "$FUSE_DIR"
-    export TIDEMARK_SOCKET=$CONTROL_SOCKET
+    export TIDEMARK_SOCKET=$CONTROL_SOCKET TIDEMARK_AGENT_SOCKET=$AGENT_SOCKET
     : >"$SANDBOX/volumes.toml"
     trap sandbox_end EXIT
     trap 'exit 130' INT
@@ -155,7 +160,7 @@ daemon_start() {
     local name=$1
     shift
     [[ -z ${DAEMON_PIDS[$name]:-} ]] || fail "$name runs already"
-    setsid "$@" >>"$SANDBOX/$name.log" 2>&1 </dev/null &
+    setsid "${DAEMON_WITHIN[@]}" "$@" >>"$SANDBOX/$name.log" 2>&1 </dev/null &
     DAEMON_PIDS[$name]=$!
     later daemon_stop "$name"
 }
@@ -193,7 +198,7 @@ daemon_ready() {
 collector_start() {
     cat >"$SANDBOX/collector.toml" <<TOML
 data_dir = "$SANDBOX/collector"
-listen = ["unix:$SANDBOX/ingest.sock"]
+listen = ["$INGEST"]
 control_socket = "$CONTROL_SOCKET"
 TOML
     daemon_start collector "$TIDEMARK_BIN/tidemark-collector" --config "$SANDBOX/collector.toml"
@@ -212,6 +217,7 @@ volume_add() {
 name = "$name"
 backing = "$backing"
 ring_mib = ${RING_MIB:-256}
+copy_mib_per_second = ${COPY_MIB_PER_SECOND:-0}
 TOML
     VOLUMES+=("$name")
 }
@@ -221,7 +227,8 @@ agent_config() {
     cat <<TOML
 state_dir = "$SANDBOX/agent"
 ring_dir = "$RING_DIR"
-collector = "unix:$SANDBOX/ingest.sock"
+collector = "$INGEST"
+control_socket = "$AGENT_SOCKET"
 
 [nbd]
 listen = ["unix:$NBD_SOCKET"]
@@ -271,6 +278,10 @@ loop_attach() {
 loop_detach() {
     [[ $(losetup --noheadings --output BACK-FILE "$1" 2>/dev/null) == "$2" ]] || return 0
     losetup --detach "$1"
+}
+
+agent_attach() {
+    loop_attach "$FUSE_DIR/$1"
 }
 
 mount_at() {

@@ -2,7 +2,9 @@
 //!
 //! The kernel's loop driver reads and writes the file with direct I/O, so that a block is not
 //! held in memory twice and a write that the device acknowledged has reached the agent. A device
-//! is told from others by the path of its file.
+//! is told from others by the path of its file and by the number that the kernel gives a disk
+//! each time it is set up: once the mount of a killed agent is gone, only the end of the path is
+//! left to be seen.
 //!
 //! Source: loop(4), `include/uapi/linux/loop.h` and `drivers/block/loop.c` of the kernel.
 
@@ -14,6 +16,9 @@ use std::path::{Path, PathBuf};
 use super::device;
 use super::error::{AttachError, AttachErrorKind};
 
+const BACKING_FILE: &str = "loop/backing_file";
+/// For kernels before Linux 5.15, which do not number disks.
+const NO_SEQUENCE: &str = "0";
 const CONTROL: &str = "/dev/loop-control";
 const FLAG_PARTITIONS: u32 = 8;
 const FLAG_DIRECT_IO: u32 = 16;
@@ -75,14 +80,33 @@ pub(super) fn probe() -> Result<(), String> {
 }
 
 /// The loop device over `file`, when there is one.
-pub(super) fn find(file: &str) -> Option<PathBuf> {
+pub(super) fn find(file: &Path) -> Option<PathBuf> {
+    let file = file.display().to_string();
     let entries = fs::read_dir("/sys/block").ok()?.flatten();
-    entries.map(|entry| Path::new("/dev").join(entry.file_name())).find(|path| is_over(path, file))
+    entries
+        .map(|entry| Path::new("/dev").join(entry.file_name()))
+        .find(|path| device::attribute(path, BACKING_FILE).is_some_and(|found| found == file))
 }
 
-/// True when `device` is a loop device over `file`.
-pub(super) fn is_over(device: &Path, file: &str) -> bool {
-    device::attribute(device, "loop/backing_file").is_some_and(|found| found == file)
+/// What tells the device over `file` from others.
+pub(super) fn identifier(device: &Path, file: &Path) -> String {
+    format!("{}:{}", sequence(device), file.display())
+}
+
+/// True when `device` is the one that [`identifier`] named, its file alive or dead.
+pub(super) fn is_ours(device: &Path, identifier: &str) -> bool {
+    let Some((number, file)) = identifier.split_once(':') else { return false };
+    let number_fits = number == sequence(device);
+    device::attribute(device, BACKING_FILE).is_some_and(|found| {
+        number_fits
+            && (file == found
+                || (number != NO_SEQUENCE && found.starts_with('/') && file.ends_with(&found)))
+    })
+}
+
+/// The number of the disk, which no other one gets until the machine restarts.
+fn sequence(device: &Path) -> String {
+    device::attribute(device, "diskseq").unwrap_or_else(|| NO_SEQUENCE.to_owned())
 }
 
 /// Makes a device over `file`. Runs apart: the kernel looks for partitions on the new device.

@@ -145,8 +145,8 @@ pub struct Attached {
     pub via: Via,
     /// Its path, as `/dev/nbd0`.
     pub device: PathBuf,
-    /// What tells it from other devices: the NBD device's backend identifier, or the file of the
-    /// loop device.
+    /// What tells it from other devices: the NBD device's backend identifier; number and file of
+    /// the loop device.
     pub identifier: String,
     /// What could not be had, for a person.
     pub notes: Vec<String>,
@@ -322,14 +322,14 @@ fn attach_loop(source: &Source<'_>) -> Result<Attached, AttachError> {
     let file = std::fs::canonicalize(file).map_err(|error| {
         AttachError::io(AttachErrorKind::Server, file, "is not in the FUSE directory", error)
     })?;
-    let identifier = file.display().to_string();
-    if let Some(device) = loop_device::find(&identifier) {
+    if let Some(device) = loop_device::find(&file) {
         return Err(has_device(source.volume, &device));
     }
-    let (place, block_bytes) = (file.clone(), source.block_bytes);
+    let (made_over, block_bytes) = (file.clone(), source.block_bytes);
     let loop_device::Made { device, mut notes } =
-        apart::run(&place, ANSWER_PATIENCE, move || loop_device::make(&file, block_bytes))?;
+        apart::run(&file, ANSWER_PATIENCE, move || loop_device::make(&made_over, block_bytes))?;
     notes.extend(unreachable_tail(source));
+    let identifier = loop_device::identifier(&device, &file);
     Ok(Attached { via: Via::Loop, device, identifier, notes })
 }
 
@@ -387,7 +387,7 @@ fn is_there(attached: &Attached) -> bool {
     match attached.via {
         Via::Nbd => nbd_kernel::is_ours(&attached.device, &attached.identifier),
         Via::Ublk => false,
-        Via::Loop => loop_device::is_over(&attached.device, &attached.identifier),
+        Via::Loop => loop_device::is_ours(&attached.device, &attached.identifier),
     }
 }
 

@@ -19,7 +19,7 @@ const NAMED_MAX: usize = 8;
 pub(super) struct Users {
     /// Those that hold it for good: mounts, swap, devices on top.
     pub(super) holders: Vec<String>,
-    /// Other processes that have it open; some programs do so for a moment only.
+    /// Processes that have it open; some programs do so for a moment only.
     pub(super) openers: Vec<String>,
 }
 
@@ -173,13 +173,13 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Processes other than this one that have one of `paths` open. Links are read and not followed,
-/// so no file system that hangs can hold this up.
+/// Processes that have one of `paths` open; this one as well, since one of its volumes may lie on
+/// the device of another. Links are read and not followed, so no file system that hangs can hold
+/// this up.
 fn openers(paths: &BTreeSet<String>) -> Vec<String> {
-    let own = std::process::id().to_string();
     let mut found = Vec::new();
     for pid in names_in(Path::new("/proc")) {
-        if pid == own || !pid.bytes().all(|byte| byte.is_ascii_digit()) {
+        if !pid.bytes().all(|byte| byte.is_ascii_digit()) {
             continue;
         }
         let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();

@@ -138,13 +138,13 @@ pub struct VolumeConfig {
     /// Size of the change ring in MiB.
     #[serde(default = "values::default_ring_mib", deserialize_with = "values::ring_mib")]
     pub ring_mib: u64,
-    /// Most that a copy or comparison of the whole disk sends, in MiB a second; 0: no limit.
+    /// Most that a copy or comparison of the whole disk reads, in MiB a second; 0: no limit.
     #[serde(default)]
     pub copy_mib_per_second: u32,
 }
 
 impl VolumeConfig {
-    /// Most that a copy sends in a second, in bytes; `None` without a limit.
+    /// Most that a copy reads in a second, in bytes; `None` without a limit.
     #[must_use]
     pub fn copy_bytes_per_second(&self) -> Option<u64> {
         let mib = u64::from(self.copy_mib_per_second);

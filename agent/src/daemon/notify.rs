@@ -8,6 +8,16 @@ pub(super) fn ready() {
     tell("READY=1");
 }
 
+/// The configuration is being read anew; [`ready`] ends that. The time is that of the monotonic
+/// clock, by which systemd tells this message from earlier ones.
+pub(super) fn reloading() {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec to the address, which is that of a local variable.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+    tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+}
+
 /// The stop has begun.
 pub(super) fn stopping() {
     tell("STOPPING=1");

@@ -1,19 +1,22 @@
 //! Opens one volume: its state, its backing store, its ring, and what a predecessor left.
 //!
 //! The order matters. The lock on the backing store comes first: a killed agent's I/O may still
-//! be landing until it is ours. Numbers are reserved and `clean` is taken back durably before
-//! anything may be captured. What was in flight is read back before anybody may write.
+//! be landing until it is ours. Only then is looked whether somebody else has changed it. Numbers
+//! are reserved and `clean` is taken back durably before anything may be captured. What was in
+//! flight is read back before anybody may write.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tidemark_block::engine::{Executor, ExecutorConfig};
 use tidemark_block::store::{OpenMode, StoreError, UringStore};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 
+use super::holder;
+use crate::backing_mark::{self, Backing, Change, Ending, MarkKeeper};
 use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::config::{Config, VolumeConfig};
@@ -36,6 +39,7 @@ pub(super) struct OpenVolume {
     pub(super) volume: Volume<UringStore>,
     pub(super) state: KeptState,
     pub(super) ring_path: PathBuf,
+    pub(super) mark: MarkKeeper,
 }
 
 /// Opens the volume of `volume_config`.
@@ -46,8 +50,8 @@ pub(super) fn open(
     random: &dyn Random,
 ) -> anyhow::Result<OpenVolume> {
     let name = &volume_config.name;
-    let store = open_store(&volume_config.backing, clock.as_ref())
-        .with_context(|| format!("volume {name:?}"))?;
+    let backing = &volume_config.backing;
+    let store = open_store(backing, clock.as_ref()).with_context(|| format!("volume {name:?}"))?;
     if !store.direct() {
         tracing::warn!(volume = name, "no direct I/O on its backing store: the page cache is used");
     }
@@ -64,26 +68,63 @@ pub(super) fn open(
     let ring_path = config.ring_dir.join(format!("{}.ring", state.volume));
     let (ring, recovery) = open_ring(&ring_path, volume_config, &was, clock)
         .with_context(|| format!("volume {name:?}"))?;
+    let mark_path = ring_path.with_extension("mark");
+    let (mut mark, change) = look_at_backing(backing, &mark_path, &was, &ring, random)
+        .with_context(|| format!("volume {name:?}: look at {}", backing.display()))?;
     ring.set_seq_limit(state.reserved_until);
     ring.raise_time(state.last_time);
     let volume = Volume::new(state.volume, store, Arc::new(Capture::new(name.clone(), ring)));
-    recover(&volume, recovery, &was)?;
+    recover(&volume, recovery, &was, change)?;
     if was.paused {
         volume.capture().pause();
     }
-    Ok(OpenVolume { volume, state: KeptState::new(file, state), ring_path })
+    // From here on a kill is told from a mark of this start.
+    mark.keep(clock.monotonic())
+        .with_context(|| format!("volume {name:?}: keep {}", mark_path.display()))?;
+    Ok(OpenVolume { volume, state: KeptState::new(file, state), ring_path, mark })
+}
+
+/// Whether the backing store was changed while no agent served it, where that matters, and who
+/// keeps its mark from now on.
+fn look_at_backing(
+    path: &Path,
+    mark_path: &Path,
+    was: &VolumeState,
+    ring: &Ring,
+    random: &dyn Random,
+) -> anyhow::Result<(MarkKeeper, Option<Change>)> {
+    let backing = Backing::open(path, boot_id()?)?;
+    backing.settle()?;
+    let now = backing.mark()?;
+    // A volume without a copy is going to be compared anyway.
+    let change = match (was.copied, was.clean) {
+        (false, _) => None,
+        (true, true) => backing_mark::judge(was.backing.as_ref(), &now, Ending::Clean),
+        (true, false) => {
+            let ending = Ending::Killed { last_record: ring.last_time() };
+            backing_mark::judge(MarkKeeper::found(mark_path).as_ref(), &now, ending)
+        }
+    };
+    backing.name_generation(random.bytes())?;
+    Ok((MarkKeeper::new(backing, mark_path.to_owned()), change))
 }
 
 /// A killed predecessor keeps its lock until the last of its I/O has landed, which may be a moment
 /// after its process has ended.
-fn open_store(path: &Path, clock: &dyn Clock) -> Result<UringStore, StoreError> {
+fn open_store(path: &Path, clock: &dyn Clock) -> anyhow::Result<UringStore> {
     let deadline = clock.monotonic() + LOCK_PATIENCE;
     loop {
         match UringStore::open(path, OpenMode::ReadWrite) {
             Err(StoreError::InUse { .. }) if clock.monotonic() < deadline => {
                 clock.sleep(LOCK_EVERY);
             }
-            opened => return opened,
+            Err(error @ StoreError::InUse { .. }) => {
+                return Err(match holder::of(path) {
+                    Some(holder) => anyhow!("{error}: {holder} has locked it"),
+                    None => error.into(),
+                });
+            }
+            opened => return Ok(opened?),
         }
     }
 }
@@ -139,30 +180,43 @@ fn recover(
     volume: &Volume<UringStore>,
     recovery: Option<Recovery>,
     was: &VolumeState,
+    change: Option<Change>,
 ) -> anyhow::Result<()> {
-    let Some(recovery) = recovery else {
+    let capture = volume.capture();
+    if let Some(recovery) = &recovery {
+        tracing::info!(
+            volume = volume.name(),
+            "the change ring kept {} records up to {}; {} ranges were in flight",
+            recovery.kept,
+            recovery.last_seq,
+            recovery.in_flight.len()
+        );
+    }
+    let capture_was_off = recovery.as_ref().is_some_and(|recovery| recovery.capture_was_off);
+    if !was.clean && recovery.is_none() {
         // Also before a whole copy has reached the collector: nothing is captured before its
         // welcome has told the newest time that it holds.
-        if was.clean {
-            volume.capture().ring().turn_capture_on();
-        } else {
-            volume.capture().lose(GapReason::RingLost);
+        capture.lose(GapReason::RingLost);
+    } else if capture_was_off {
+        capture.lose(GapReason::RingFull);
+    } else if let Some(change) = change {
+        tracing::warn!(volume = volume.name(), "its backing store: {change}");
+        if matches!(change, Change::Resized { .. }) {
+            tracing::error!(
+                volume = volume.name(),
+                "a volume can't change its size yet: the collector will refuse it until the \
+                 backing store has its former size again"
+            );
         }
-        return Ok(());
-    };
-    tracing::info!(
-        volume = volume.name(),
-        "the change ring kept {} records up to {}; {} ranges were in flight and are read back",
-        recovery.kept,
-        recovery.last_seq,
-        recovery.in_flight.len()
-    );
-    if recovery.capture_was_off {
-        volume.capture().lose(GapReason::RingFull);
-    } else {
+        capture.lose(GapReason::OutsideChange);
+    } else if let Some(recovery) = &recovery {
         let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
         executor.block_on(volume.recover(&recovery.in_flight));
+    } else {
+        capture.ring().turn_capture_on();
     }
-    volume.capture().ring().settle(recovery);
+    if let Some(recovery) = recovery {
+        capture.ring().settle(recovery);
+    }
     Ok(())
 }

@@ -158,6 +158,12 @@ impl Shipper {
         Ok(Self { stop, thread })
     }
 
+    /// True while there is a connection to the collector.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.stop.closer().is_some()
+    }
+
     /// Lets the thread end once everything in the ring is acknowledged; does not wait for it.
     pub fn begin_stop(&self) {
         self.stop.when_drained.store(true, Ordering::Relaxed);

@@ -84,7 +84,7 @@ fn an_agent_is_forgotten_until_it_comes_again() {
         catalog.put_volume(&row, WallMicros(1)).await.unwrap();
         catalog.agent_seen(agent, WallMicros(2)).await.unwrap();
         let seen = AgentRow { id: agent, first_seen: WallMicros(1), last_seen: WallMicros(2) };
-        assert_eq!(catalog.agents().await.unwrap(), [seen.clone()]);
+        assert_eq!(catalog.agents().await.unwrap(), std::slice::from_ref(&seen));
         catalog.forget_agent(agent, WallMicros(3)).await.unwrap();
         // A restart of the collector finds the volume, and that is no sign of life.
         catalog.put_volume(&row, WallMicros(4)).await.unwrap();
@@ -99,27 +99,6 @@ fn an_agent_is_forgotten_until_it_comes_again() {
         catalog.agent_seen(agent, WallMicros(7)).await.unwrap();
         let first_seen = catalog.agents().await.unwrap()[0].first_seen;
         assert_eq!(first_seen, WallMicros(7), "its row went with its last volume");
-    });
-}
-
-#[test]
-fn a_file_of_the_first_version_is_brought_up_to_date() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join(CATALOG_FILE);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
-        let pool = SqlitePoolOptions::new().connect_with(options).await.unwrap();
-        sqlx::raw_sql(SCHEMA).execute(&pool).await.unwrap();
-        let old = "INSERT INTO agents VALUES ('03030303-0303-0303-0303-030303030303', 1, 2);
-                   PRAGMA user_version = 1";
-        sqlx::raw_sql(old).execute(&pool).await.unwrap();
-        pool.close().await;
-        for _ in 0..2 {
-            let catalog = Catalog::open(&path).await.unwrap();
-            assert_eq!(catalog.agents().await.unwrap()[0].last_seen, WallMicros(2));
-            catalog.close().await;
-        }
     });
 }
 
@@ -162,7 +141,7 @@ fn jobs_end_once_and_stale_ones_are_named() {
 }
 
 #[test]
-fn events_volumes_and_exports_are_remembered() {
+fn events_and_volumes_are_remembered() {
     run(async |catalog| {
         for text in ["one", "two"] {
             catalog.add_event(WallMicros(1), Severity::Warning, Some("db"), text).await.unwrap();
@@ -188,13 +167,70 @@ fn events_volumes_and_exports_are_remembered() {
         catalog.agent_seen(row.agent, WallMicros(3)).await.unwrap();
         let known = catalog.known_volumes().await.unwrap();
         assert_eq!(known, [(row.id, "db2".to_owned(), WallMicros(3))]);
+    });
+}
 
-        let id = catalog.add_export(row.id, "latest", Seq(1), "unix:/x", WallMicros(1)).await;
-        let other = catalog.add_export(row.id, "latest", Seq(1), "unix:/y", WallMicros(1)).await;
-        catalog.end_export(id.unwrap(), WallMicros(2)).await.unwrap();
-        let stale = catalog.end_stale_exports(WallMicros(3)).await.unwrap();
-        assert_eq!((stale.len(), stale[0].id), (1, other.unwrap()));
-        assert!(catalog.end_stale_exports(WallMicros(4)).await.unwrap().is_empty());
+#[test]
+fn exports_are_remembered_until_they_end() {
+    run(async |catalog| {
+        let new = ExportRow {
+            id: 0,
+            volume: VolumeId::from_bytes([1; 16]),
+            name: "db".into(),
+            at: "5m".into(),
+            seq: Seq(7),
+            size_bytes: 1 << 30,
+            time: Some(WallMicros(5)),
+            point: Some(PointId::from_bytes([9; 16])),
+            front: Front::Nbd,
+            listen: "tcp:127.0.0.1:0".into(),
+            space_bytes: Some(1 << 20),
+            created: WallMicros(6),
+            ready: false,
+        };
+        let file = ExportRow {
+            point: None,
+            time: None,
+            front: Front::File,
+            listen: String::new(),
+            space_bytes: None,
+            ..new.clone()
+        };
+        let id = catalog.add_export(&new).await.unwrap();
+        let other = catalog.add_export(&file).await.unwrap();
+        catalog.export_is_ready(id, "tcp:127.0.0.1:9").await.unwrap();
+        let served = ExportRow { id, listen: "tcp:127.0.0.1:9".into(), ready: true, ..new };
+        let file = ExportRow { id: other, ..file };
+        assert_eq!(catalog.exports().await.unwrap(), [served, file.clone()]);
+        catalog.end_export(id, WallMicros(8)).await.unwrap();
+        assert_eq!(catalog.exports().await.unwrap(), [file]);
+    });
+}
+
+#[test]
+fn a_file_of_the_first_version_is_brought_up_and_its_exports_have_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(CATALOG_FILE);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let old = SqlitePool::connect_with(options).await.unwrap();
+        sqlx::raw_sql(SCHEMA).execute(&old).await.unwrap();
+        sqlx::raw_sql(
+            "PRAGMA user_version = 1;
+             INSERT INTO exports (volume, at, seq, listen, created_us) VALUES ('v', 'x', 1, 'y', 2);
+             INSERT INTO agents VALUES ('03030303-0303-0303-0303-030303030303', 1, 2)",
+        )
+        .execute(&old)
+        .await
+        .unwrap();
+        old.close().await;
+        for _ in 0..2 {
+            let catalog = Catalog::open(&path).await.unwrap();
+            assert_eq!(catalog.exports().await.unwrap(), []);
+            assert_eq!(catalog.agents().await.unwrap()[0].last_seen, WallMicros(2));
+            catalog.close().await;
+        }
     });
 }
 

@@ -2,11 +2,12 @@
 //!
 //! What enters: volumes and agents as they connect, points as their marks become durable, jobs,
 //! exports, events. What leaves: the same, by query. The journals and manifests are the truth
-//! for volumes and points, so those are written anew when a journal is opened; jobs and events
-//! live only here. A crash may lose the newest of them. Events beyond [`EVENTS_MAX`] and ended
+//! for volumes and points, so those are written anew when a journal is opened; jobs, exports and
+//! events live only here. A crash may lose the newest of them. Events beyond [`EVENTS_MAX`] and ended
 //! jobs beyond [`JOBS_MAX`] are dropped, oldest first.
 
 mod agents;
+mod exports;
 mod history;
 mod points;
 mod work;
@@ -19,8 +20,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use tidemark_wire::WallMicros;
 
 pub use agents::AgentRow;
+pub use exports::{ExportRow, Front};
 pub use history::{EVENTS_MAX, EventRow, VolumeRow};
-pub use work::{ExportRow, JOBS_MAX, JobOutcome, JobRow, JobStatus};
+pub use work::{JOBS_MAX, JobOutcome, JobRow, JobStatus};
 
 use crate::error::{Failure, Result};
 
@@ -29,10 +31,11 @@ pub const CATALOG_FILE: &str = "catalog.sqlite";
 
 /// What each version added to the one before; the first made everything. The number of those that
 /// a file has is in its `user_version`. A released one is never changed.
-const VERSIONS: [&str; 2] = [
+const VERSIONS: [&str; 3] = [
     SCHEMA,
+    exports::VERSION,
     "ALTER TABLE agents ADD COLUMN forgotten_us INTEGER;
-     CREATE INDEX points_by_seq ON points (volume, seq);",
+      CREATE INDEX points_by_seq ON points (volume, seq);",
 ];
 
 /// Identities are their text, times microseconds since the Unix epoch, sequence numbers and

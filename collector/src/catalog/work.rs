@@ -1,9 +1,9 @@
-//! Jobs and exports.
+//! Jobs.
 
 use std::path::PathBuf;
 
 use sqlx::sqlite::SqliteRow;
-use tidemark_wire::{Seq, VolumeId, WallMicros};
+use tidemark_wire::{Seq, WallMicros};
 
 use super::{Catalog, foreign, maybe_number, maybe_text, number, stored, text, time};
 use crate::error::{Failure, FailureKind, Result};
@@ -96,17 +96,6 @@ impl JobOutcome {
             Self::Cancelled => JobStatus::Cancelled,
         }
     }
-}
-
-/// An export that was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExportRow {
-    /// Its number.
-    pub id: u64,
-    /// The volume.
-    pub volume: VolumeId,
-    /// Where it was served.
-    pub listen: String,
 }
 
 impl Catalog {
@@ -224,68 +213,6 @@ impl Catalog {
             .await
             .map_err(self.failed("read a job"))?
             .ok_or_else(|| Failure::not_found(format!("there is no job {id}")))
-    }
-
-    /// Remembers an export; returns its number, which is never used again.
-    ///
-    /// # Errors
-    /// `Internal`.
-    pub async fn add_export(
-        &self,
-        volume: VolumeId,
-        at: &str,
-        seq: Seq,
-        listen: &str,
-        now: WallMicros,
-    ) -> Result<u64> {
-        sqlx::query(
-            "INSERT INTO exports (volume, at, seq, listen, created_us) VALUES (?, ?, ?, ?, ?)",
-        )
-        .bind(volume.to_string())
-        .bind(at)
-        .bind(stored(seq.0))
-        .bind(listen)
-        .bind(stored(now.0))
-        .execute(&self.pool)
-        .await
-        .map(|done| done.last_insert_rowid().cast_unsigned())
-        .map_err(self.failed("write an export"))
-    }
-
-    /// Remembers that an export has ended.
-    ///
-    /// # Errors
-    /// `Internal`.
-    pub async fn end_export(&self, id: u64, now: WallMicros) -> Result<()> {
-        sqlx::query("UPDATE exports SET ended_us = ? WHERE id = ?")
-            .bind(stored(now.0))
-            .bind(stored(id))
-            .execute(&self.pool)
-            .await
-            .map(|_| ())
-            .map_err(self.failed("write an export"))
-    }
-
-    /// Exports that an earlier daemon left open; they have ended with it. Call it once, at start.
-    ///
-    /// # Errors
-    /// `Internal`.
-    pub async fn end_stale_exports(&self, now: WallMicros) -> Result<Vec<ExportRow>> {
-        sqlx::query(
-            "UPDATE exports SET ended_us = ? WHERE ended_us IS NULL RETURNING id, volume, listen",
-        )
-        .bind(stored(now.0))
-        .try_map(|row: SqliteRow| {
-            let volume = text(&row, "volume")?;
-            Ok(ExportRow {
-                id: number(&row, "id")?,
-                volume: volume.parse().map_err(|_| foreign("volume", &volume))?,
-                listen: text(&row, "listen")?,
-            })
-        })
-        .fetch_all(&self.pool)
-        .await
-        .map_err(self.failed("write exports"))
     }
 }
 

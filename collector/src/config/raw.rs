@@ -212,7 +212,7 @@ impl Source<'_> {
             Some(right) if POLICY_KEYS.contains(&right) => {
                 format!("did you mean {right} in the table [policy]?")
             }
-            Some(right) if right == "policy" => "did you mean the table [policy]?".to_owned(),
+            Some("policy") => "did you mean the table [policy]?".to_owned(),
             Some(right) => format!("did you mean {right}?"),
             None => format!(
                 "the keys are {}; in the table [policy] {}",

@@ -288,23 +288,34 @@ pub struct RecordInfo {
 }
 
 /// Body of `POST /v1/exports`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewExport {
     /// Name or id of the volume.
     pub volume: String,
     /// Which state.
     pub at: String,
-    /// `unix:/path` or `tcp:127.0.0.1:10809`; port 0 lets the system choose one.
-    pub listen: String,
+    /// `unix:/path` or `tcp:127.0.0.1:10809`; port 0 lets the system choose one. Needed unless
+    /// `fuse` is set.
+    #[serde(default)]
+    pub listen: Option<String>,
+    /// Show it as a file of the collector's FUSE directory instead.
+    #[serde(default)]
+    pub fuse: bool,
+    /// Make it a clone that can be written, with writes of its own.
+    #[serde(default)]
+    pub writable: bool,
+    /// What a clone may hold of its own; the configured `clone_mib_max` when nothing is said.
+    #[serde(default)]
+    pub space_bytes: Option<u64>,
 }
 
-/// A state that is served as a read-only disk over NBD.
+/// A state that is served as a disk, or a writable clone of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExportInfo {
-    /// Number of the export, for `DELETE /v1/exports/{id}`.
+    /// Number of the export, for `DELETE /v1/exports/{id}?discard=BOOL&force=BOOL`.
     pub id: u64,
-    /// The volume's name.
+    /// The volume's name when the export was made.
     pub volume: String,
     /// The volume's identity.
     pub volume_id: String,
@@ -312,16 +323,29 @@ pub struct ExportInfo {
     pub at: String,
     /// The state that is served.
     pub state: StateInfo,
-    /// Where it is served; with the port that was chosen.
-    pub listen: String,
+    /// Where it is served over NBD; with the port that was chosen.
+    pub listen: Option<String>,
     /// What to give to NBD clients: `nbd+unix:///name?socket=…` or `nbd://host:port/name`.
-    pub uri: String,
+    pub uri: Option<String>,
     /// Name of the export within NBD.
-    pub nbd_name: String,
+    pub nbd_name: Option<String>,
+    /// The file of the FUSE directory that is the disk.
+    pub path: Option<PathBuf>,
     /// Size of the disk.
     pub size_bytes: u64,
     /// When it was made.
     pub created: Timestamp,
+    /// It is a clone that can be written.
+    pub writable: bool,
+    /// What a clone holds of its own; absent for a state, and while it is not served.
+    pub used_bytes: Option<u64>,
+    /// What a clone may hold of its own.
+    pub space_bytes: Option<u64>,
+    /// NBD connections, or openings of the file.
+    pub clients: u32,
+    /// Why it is not served at the moment, and what to do. Its state and a clone's writes are
+    /// kept meanwhile.
+    pub problem: Option<String>,
 }
 
 /// Body of `POST /v1/restores`; the answer is a [`Job`].

@@ -140,7 +140,7 @@ impl Client {
         ))
     }
 
-    /// Serves a state over NBD.
+    /// Serves a state, or a clone of it.
     ///
     /// # Errors
     /// As [`Client::status`].
@@ -156,12 +156,19 @@ impl Client {
         self.get("/v1/exports")
     }
 
-    /// Ends an export.
+    /// Ends an export: a clone that was written to only with `discard`, a file that is open only
+    /// with `force`.
     ///
     /// # Errors
     /// As [`Client::status`].
-    pub fn delete_export(&self, id: u64) -> Result<ExportInfo, ClientError> {
-        self.call(Method::DELETE, &format!("/v1/exports/{id}"), Bytes::new())
+    pub fn delete_export(
+        &self,
+        id: u64,
+        discard: bool,
+        force: bool,
+    ) -> Result<ExportInfo, ClientError> {
+        let path = format!("/v1/exports/{id}?discard={discard}&force={force}");
+        self.call(Method::DELETE, &path, Bytes::new())
     }
 
     /// Begins a restore.

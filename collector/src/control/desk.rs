@@ -52,10 +52,11 @@ impl<S: Storage> Desk<S> {
         Arc::new(Self { sources, exports, jobs: RunningJobs::default(), started })
     }
 
-    /// Ends every export and job; waits a bounded time.
+    /// Ends every job and stops serving every export; waits a bounded time, and for clones as
+    /// long as their flushes take.
     pub async fn stop(self: &Arc<Self>) {
         self.jobs.stop().await;
-        self.stop_exports().await;
+        self.suspend_exports().await;
     }
 
     /// The volume and the state that a person means.

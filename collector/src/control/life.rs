@@ -131,10 +131,11 @@ impl<S: Storage> Desk<S> {
     }
 
     /// Names what still uses a volume.
-    async fn check_unused(&self, volume: &Volume<S>) -> Result<()> {
+    async fn check_unused(self: &Arc<Self>, volume: &Volume<S>) -> Result<()> {
         let (id, name) = (volume.id().to_string(), volume.name());
         let mut users: Vec<String> = self
             .export_list()
+            .await?
             .iter()
             .filter(|export| export.volume_id == id)
             .map(|export| format!("export {}", export.id))

@@ -2,8 +2,9 @@
 //!
 //! What enters: requests of the operator's tool. What leaves: answers of [`api`], work that is
 //! begun or ended. [`server`] decodes, calls and encodes; [`desk`] and its parts do what was
-//! asked and are called without HTTP too. Exports and running jobs live here and end with the
-//! daemon; what is to be remembered is in the catalog. [`upkeep`] does what nobody asks for.
+//! asked and are called without HTTP too. Running jobs live here and end with the daemon, exports
+//! come back with the next one; what is to be remembered is in the catalog. [`upkeep`] does what
+//! nobody asks for.
 
 mod agents;
 pub mod api;

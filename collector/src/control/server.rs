@@ -219,8 +219,8 @@ async fn records<S: Storage>(
     Ok(Json(desk.records(&volume, segment, Seq(page.after), page.limit).await?))
 }
 
-async fn exports<S: Storage>(State(desk): At<S>) -> Json<Vec<api::ExportInfo>> {
-    Json(desk.export_list())
+async fn exports<S: Storage>(State(desk): At<S>) -> Answer<Vec<api::ExportInfo>> {
+    Ok(Json(desk.export_list().await?))
 }
 
 async fn create_export<S: Storage>(
@@ -230,11 +230,22 @@ async fn create_export<S: Storage>(
     whole(async move { desk.create_export(new).await }).await
 }
 
+/// What a person has agreed to lose.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ending {
+    #[serde(default)]
+    discard: bool,
+    #[serde(default)]
+    force: bool,
+}
+
 async fn delete_export<S: Storage>(
     State(desk): At<S>,
     Named(id): Named<u64>,
+    Asked(ending): Asked<Ending>,
 ) -> Answer<api::ExportInfo> {
-    whole(async move { desk.delete_export(id).await }).await
+    whole(async move { desk.delete_export(id, ending.discard, ending.force).await }).await
 }
 
 async fn create_restore<S: Storage>(

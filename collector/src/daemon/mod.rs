@@ -75,8 +75,10 @@ pub async fn run(
         settings: Arc::clone(&settings),
         listen: listen.clone(),
     });
+    desk.reopen_exports().await?;
     let ingest = IngestServer::start(listeners, Arc::clone(&volumes), clock, sessions_max)?;
     let (stopping, stopped) = watch::channel(false);
+    let retrying = tokio::spawn(Arc::clone(&desk).retry_exports(until(stopped.clone())));
     let serving = tokio::spawn(server::serve(control.socket()?, Arc::clone(&desk), until(stopped)));
     let keeping = tokio::spawn(upkeep::run(Arc::clone(&desk), until(stopping.subscribe())));
     let reloading = tokio::spawn(reload_on_hangup(hangup, Arc::clone(&settings)));
@@ -90,6 +92,7 @@ pub async fn run(
     let _ = stopping.send(true);
     let ended = tokio::task::spawn_blocking(move || ingest.stop()).await;
     report_panic("ingest", ended.is_err());
+    report_panic("an export", retrying.await.is_err());
     reloading.abort();
     // What it has begun it ends; that is short.
     report_panic("the upkeep", keeping.await.is_err());
@@ -172,7 +175,7 @@ async fn open_volumes(
     opened.map(Arc::new)
 }
 
-/// What an earlier daemon left open has ended with it, and a volume that was here and is gone
+/// Jobs of an earlier daemon have ended with it, and a volume that was here and is gone
 /// must not go unnoticed.
 async fn settle(
     catalog: &Catalog,
@@ -182,13 +185,6 @@ async fn settle(
 ) -> Result<()> {
     let now = clock.wall();
     catalog.end_stale_jobs(now).await?;
-    for export in catalog.end_stale_exports(now).await? {
-        let message = format!(
-            "export {} of volume {} on {} has ended with the collector",
-            export.id, export.volume, export.listen
-        );
-        feed.event(Severity::Info, None, message);
-    }
     data_dir.finish_erasing(catalog).await?;
     for (id, name, seen) in catalog.known_volumes().await? {
         if !data_dir.volumes.contains(&id) {

@@ -1,108 +1,90 @@
-//! Threads that read views for the executor.
+//! Threads that do an export's blocking work for the executor.
 //!
-//! A view reads files and expands payloads, which blocks. The executor hands a job with its
-//! memory over and polls a slot; a reading thread fills the slot and wakes the task. Jobs that
-//! wait are bounded by the requests that the server lets in flight; one beyond that is an error
-//! of the request. A task that is dropped leaves its slot to the thread, memory included.
+//! Views and clones read and write files and expand payloads, which blocks. The executor hands a
+//! job with its memory over and polls a slot; a thread fills the slot and wakes the task. Jobs
+//! that wait are bounded by the requests that the frontend lets in flight; one beyond that is an
+//! error of the request. A task that is dropped leaves its job to the thread, memory included.
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-use tidemark_block::{ByteRange, Chunk, StatusExtent};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
-use crate::error::ViewError;
+use super::content::Content;
+use super::error::DiskError;
 use crate::storage::Storage;
-use crate::view::View;
 
-/// Reading threads of one view.
+/// Threads of one export.
 const THREADS: usize = 4;
 
-enum Job {
-    Read { start: u64, chunk: Chunk, slot: Arc<Slot<Chunk>> },
-    Status { range: ByteRange, extents_max: usize, slot: Arc<Slot<Vec<StatusExtent>>> },
+type Job<S> = Box<dyn FnOnce(&Content<S>) + Send>;
+
+/// The threads of one export. They end when this is dropped, or before by [`Readers::end`].
+pub(super) struct Readers<S: Storage> {
+    jobs: Mutex<Option<Sender<Job<S>>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// The threads of one view. They end when this is dropped.
-pub(super) struct Readers {
-    jobs: Option<Sender<Job>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-/// Why a job brought nothing.
-pub(super) enum ReadFailure {
-    /// The view failed.
-    View(ViewError),
-    /// More jobs wait than are allowed.
-    Busy,
-}
-
-impl Readers {
-    pub(super) fn start<S: Storage>(view: &Arc<View<S>>, waiting_max: usize) -> io::Result<Self> {
+impl<S: Storage> Readers<S> {
+    pub(super) fn start(content: &Arc<Content<S>>, waiting_max: usize) -> io::Result<Self> {
         let (sender, receiver) = bounded(waiting_max);
-        let mut readers = Self { jobs: Some(sender), threads: Vec::new() };
+        let readers = Self { jobs: Mutex::new(Some(sender)), threads: Mutex::default() };
         for _ in 0..THREADS {
-            let (view, receiver) = (Arc::clone(view), receiver.clone());
+            let (content, receiver) = (Arc::clone(content), receiver.clone());
             let thread = std::thread::Builder::new()
-                .name("view".into())
-                .spawn(move || work(&view, &receiver))?;
-            readers.threads.push(thread);
+                .name("export-io".into())
+                .spawn(move || work(&content, &receiver))?;
+            lock(&readers.threads).push(thread);
         }
         Ok(readers)
     }
 
-    /// Fills the chunk from a place on.
-    pub(super) async fn read(&self, start: u64, chunk: Chunk) -> Result<Chunk, ReadFailure> {
-        let slot = Arc::new(Slot::default());
-        self.hand_over(Job::Read { start, chunk, slot: Arc::clone(&slot) })?;
-        Answer(slot).await.map_err(ReadFailure::View)
-    }
-
-    /// What is hole and what is data from the start of `range` on.
-    pub(super) async fn status(
+    /// Does some work on a thread and gives its result.
+    pub(super) async fn run<T: Send + 'static>(
         &self,
-        range: ByteRange,
-        extents_max: usize,
-    ) -> Result<Vec<StatusExtent>, ReadFailure> {
+        work: impl FnOnce(&Content<S>) -> Result<T, DiskError> + Send + 'static,
+    ) -> Result<T, DiskError> {
         let slot = Arc::new(Slot::default());
-        self.hand_over(Job::Status { range, extents_max, slot: Arc::clone(&slot) })?;
-        Answer(slot).await.map_err(ReadFailure::View)
+        let filled = Arc::clone(&slot);
+        let job: Job<S> = Box::new(move |content| filled.fill(work(content)));
+        let jobs = lock(&self.jobs).clone().ok_or(DiskError::Ended)?;
+        jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(_) => DiskError::Busy,
+            TrySendError::Disconnected(_) => DiskError::Ended,
+        })?;
+        drop(jobs);
+        Answer(slot).await
     }
 
-    fn hand_over(&self, job: Job) -> Result<(), ReadFailure> {
-        let jobs = self.jobs.as_ref().ok_or(ReadFailure::Busy)?;
-        jobs.try_send(job).map_err(|_| ReadFailure::Busy)
-    }
-}
-
-impl Drop for Readers {
-    fn drop(&mut self) {
-        self.jobs = None;
-        for thread in self.threads.drain(..) {
+    /// Lets what was handed over end, and the threads after it; later requests fail.
+    pub(super) fn end(&self) {
+        *lock(&self.jobs) = None;
+        for thread in std::mem::take(&mut *lock(&self.threads)) {
             if thread.join().is_err() {
-                tracing::error!("a thread that reads a view has panicked");
+                tracing::error!("a thread of an export has panicked");
             }
         }
     }
 }
 
-fn work<S: Storage>(view: &View<S>, jobs: &Receiver<Job>) {
+impl<S: Storage> Drop for Readers<S> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What is guarded here is replaced whole, so a poisoned lock is usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn work<S: Storage>(content: &Content<S>, jobs: &Receiver<Job<S>>) {
     while let Ok(job) = jobs.recv() {
-        match job {
-            Job::Read { start, mut chunk, slot } => {
-                let read = view.read_at(chunk.as_mut_slice(), start);
-                slot.fill(read.map(|()| chunk));
-            }
-            Job::Status { range, extents_max, slot } => {
-                let mut extents = Vec::new();
-                let found = view.status(range, extents_max, &mut extents);
-                slot.fill(found.map(|()| extents));
-            }
-        }
+        job(content);
     }
 }
 
@@ -110,7 +92,7 @@ fn work<S: Storage>(view: &View<S>, jobs: &Receiver<Job>) {
 struct Slot<T>(Mutex<SlotState<T>>);
 
 struct SlotState<T> {
-    result: Option<Result<T, ViewError>>,
+    result: Option<Result<T, DiskError>>,
     waiting: Option<Waker>,
 }
 
@@ -121,8 +103,8 @@ impl<T> Default for Slot<T> {
 }
 
 impl<T> Slot<T> {
-    fn fill(&self, result: Result<T, ViewError>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn fill(&self, result: Result<T, DiskError>) {
+        let mut state = lock(&self.0);
         state.result = Some(result);
         let waiting = state.waiting.take();
         drop(state);
@@ -135,10 +117,10 @@ impl<T> Slot<T> {
 struct Answer<T>(Arc<Slot<T>>);
 
 impl<T> Future for Answer<T> {
-    type Output = Result<T, ViewError>;
+    type Output = Result<T, DiskError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0.0);
         match state.result.take() {
             Some(result) => Poll::Ready(result),
             None => {

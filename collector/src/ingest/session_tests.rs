@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
+use tidemark_wire::body::GapReason;
+use tidemark_wire::compare::{LeafHash, NODE_BYTES, NodeRange, node_hash};
 use tidemark_wire::frame::RecordsHeader;
 use tidemark_wire::record::{self, RecordSpec};
+use tidemark_wire::session::StandingState;
 use tidemark_wire::{AgentId, JournalId, WallMicros};
 use zerocopy::IntoBytes;
 
@@ -188,7 +191,7 @@ proptest! {
     /// Whatever a peer sends, what is appended is a chain, and an end is an end.
     #[test]
     fn random_frames_never_break_the_chain(
-        frames in proptest::collection::vec((1u8..=9, 0u64..20, 0u64..20, any::<bool>()), 0..20),
+        frames in proptest::collection::vec((1u8..=13, 0u64..20, 0u64..20, any::<bool>()), 0..20),
     ) {
         let (mut session, _) = streaming(5, 10);
         let (mut last, mut over) = (10, false);
@@ -211,4 +214,86 @@ proptest! {
             }
         }
     }
+}
+
+fn question(min_seq: u64, range: NodeRange) -> Vec<u8> {
+    let nodes = vec![node_hash(&[LeafHash::ZERO]); range.node_count()];
+    let mut body = Vec::new();
+    Compare { id: [1; 16], min_seq: Seq(min_seq), range, nodes }.encode(&mut body);
+    body
+}
+
+/// The whole volume of [`hello`].
+fn whole() -> NodeRange {
+    NodeRange::new(0, 1 << 20).unwrap()
+}
+
+#[test]
+fn a_question_is_taken_when_its_copy_has_begun_here_and_it_lies_in_the_volume() {
+    let (mut session, _) = streaming(5, 10);
+    let ask = |session: &mut Session, min_seq, range| {
+        give(session, SECOND, FrameKind::Compare, &question(min_seq, range))
+    };
+    let taken = ask(&mut session, 10, whole());
+    let [Action::Compare(taken)] = &taken[..] else { panic!("{taken:?}") };
+    assert_eq!((taken.min_seq, taken.range), (Seq(10), whole()));
+
+    let mut out = Vec::new();
+    session.durable(Seq(14), &mut out);
+    assert!(matches!(ask(&mut session, 14, whole())[..], [Action::Compare(_)]));
+    let early = ask(&mut session, 15, whole());
+    assert!(refusal(&early).text.contains("14 is the newest"), "{early:?}");
+
+    for range in [NodeRange::new(0, 4096), NodeRange::new(NODE_BYTES, 4096)] {
+        let (mut session, _) = streaming(5, 10);
+        let actions = ask(&mut session, 10, range.unwrap());
+        assert!(refusal(&actions).text.contains("of a volume of"), "{actions:?}");
+    }
+    let (mut session, _) = streaming(5, 10);
+    let never = ask(&mut session, 0, whole());
+    assert_eq!(refusal(&never).reason, RefuseReason::Protocol);
+    let mut session = Session::new(Duration::ZERO);
+    let before = ask(&mut session, 10, whole());
+    assert_eq!(refusal(&before).reason, RefuseReason::Protocol);
+}
+
+#[test]
+fn questions_without_an_answer_have_a_bound() {
+    let (mut session, _) = streaming(5, 10);
+    let body = question(10, whole());
+    let differ = Differ { id: [1; 16], range: whole(), nodes: Vec::new() };
+    for turn in 0..COMPARES_MAX * 3 {
+        let actions = give(&mut session, SECOND, FrameKind::Compare, &body);
+        assert!(matches!(actions[..], [Action::Compare(_)]), "{turn} {actions:?}");
+        if turn + 1 >= COMPARES_MAX {
+            let mut out = Vec::new();
+            session.differed(&differ, &mut out);
+            let [Action::Send(frame)] = &out[..] else { panic!("{out:?}") };
+            assert_eq!(frame[6], FrameKind::Differ as u8);
+        }
+    }
+    give(&mut session, SECOND, FrameKind::Compare, &body);
+    let actions = give(&mut session, SECOND, FrameKind::Compare, &body);
+    assert!(refusal(&actions).text.contains("questions without an answer"), "{actions:?}");
+}
+
+#[test]
+fn what_a_person_wants_goes_out_and_the_standing_comes_in() {
+    let (mut session, _) = streaming(5, 10);
+    let mut out = Vec::new();
+    session.instruct(InstructKind::Pause, &mut out);
+    let [Action::Send(frame)] = &out[..] else { panic!("{out:?}") };
+    assert_eq!((frame[6], frame[40]), (FrameKind::Instruct as u8, 1));
+    let standing = Standing {
+        state: StandingState::Paused,
+        reason: Some(GapReason::Paused),
+        since: WallMicros(7),
+    };
+    let mut body = Vec::new();
+    standing.encode(&mut body);
+    let actions = give(&mut session, SECOND, FrameKind::Standing, &body);
+    assert!(matches!(&actions[..], [Action::Standing(told)] if *told == standing), "{actions:?}");
+    body[0] = 99;
+    let actions = give(&mut session, SECOND, FrameKind::Standing, &body);
+    assert_eq!(refusal(&actions).reason, RefuseReason::Protocol);
 }

@@ -7,6 +7,7 @@
 //! gets in. There are no threads here, so the simulator runs the same code. A crash loses what
 //! was not committed, and that was not acknowledged.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,13 +29,11 @@ use crate::journal::{
     Journal, JournalConfig, JournalIdentity, JournalReader, Mark, MarkBody, OpenReport,
 };
 use crate::policy::Policy;
-use crate::seed::Seed;
+use crate::seed::{SEED_FILE, Seed, merge_into_seed};
 use crate::storage::Storage;
 
 /// Directory of the segments in a volume's directory.
 pub const JOURNAL_DIR: &str = "journal";
-/// The seed disk in a volume's directory.
-const SEED_FILE: &str = "seed.img";
 
 /// What sessions want from the owner of a volume.
 pub enum Command {
@@ -437,13 +436,15 @@ impl<S: Storage> VolumeCore<S> {
                     epoch: self.manifest.epoch,
                     size_bytes: self.manifest.size_bytes,
                 };
-                let (journal, report) = Journal::open_or_create(
+                let (journal, report) = Journal::open_above(
                     Arc::clone(&self.storage),
                     &self.shared.journal_dir(),
                     identity,
                     self.config,
+                    seed.base(),
                 )?;
                 self.report_opening(&report);
+                self.complete_merge(&journal, &seed);
                 self.damage = report.damaged.first().map(ToString::to_string);
                 let (marks, damaged) = journal.reader().marks()?;
                 // The volume goes on without them; what they said can't be shown any more.
@@ -461,6 +462,27 @@ impl<S: Storage> VolumeCore<S> {
         self.look_at_spans();
         self.shared.lock().problem.clone_from(&self.damage);
         Ok(())
+    }
+
+    /// Ends a merge that a crash cut off, before anything reads the seed. One that can't be ended
+    /// now is tried again by the merger; what can't be told from the seed meanwhile is an error
+    /// of the read.
+    fn complete_merge(&self, journal: &Journal<S>, seed: &Seed<S>) {
+        let Some(to) = seed.merging_to() else { return };
+        let mut pace = |_| ControlFlow::Continue(());
+        match merge_into_seed(&journal.reader(), seed, to, &mut pace) {
+            Ok(merged) => {
+                for damage in &merged.damaged {
+                    self.report(Severity::Critical, damage.to_string());
+                }
+                let text = format!("a merge that was interrupted is complete at record {to}");
+                self.report(Severity::Info, text);
+            }
+            Err(error) => {
+                let text = format!("an interrupted merge to record {to} can't be ended: {error}");
+                self.report(Severity::Critical, text);
+            }
+        }
     }
 
     fn report_opening(&self, report: &OpenReport) {

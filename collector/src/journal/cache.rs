@@ -40,6 +40,13 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
             self.young_weight += weight;
         }
     }
+
+    pub(crate) fn remove(&mut self, key: &K) {
+        if let Some(value) = self.young.remove(key) {
+            self.young_weight -= (self.weigh)(&value);
+        }
+        self.old.remove(key);
+    }
 }
 
 #[cfg(test)]

@@ -37,4 +37,10 @@ impl<S: Storage> Files<S> {
         open.insert(first_seq, Arc::clone(&file));
         Ok(file)
     }
+
+    /// Removes the file of a segment that nobody reads any more.
+    pub(crate) fn remove(&self, first_seq: Seq, path: &Path) -> io::Result<()> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&first_seq);
+        self.storage.remove(path)
+    }
 }

@@ -184,6 +184,11 @@ impl MemoryIndex {
         (bytes, trailer)
     }
 
+    /// Every entry: those by cell, then the wide ones.
+    pub(crate) fn changes(&self) -> impl Iterator<Item = &IndexEntry> {
+        self.cells.values().chain(&self.wide)
+    }
+
     /// See [`Tables::visit_cell`].
     pub(crate) fn visit_cell(&self, cell: u32, at: Seq, visit: &mut Visit<'_>) {
         let narrow = self.cells.range((cell, 0)..=(cell, at.0)).rev().map(|(_, entry)| entry);
@@ -214,6 +219,11 @@ impl<'a> Tables<'a> {
             <[IndexEntry]>::ref_from_prefix_with_elems(rest, count(trailer.wide_count)?).ok()?;
         let (marks, waypoints) = cut_marks(rest, trailer)?;
         Some(Self { cells, wide, marks, waypoints })
+    }
+
+    /// Every entry: those by cell, then the wide ones.
+    pub(crate) fn changes(&self) -> impl Iterator<Item = &'a IndexEntry> + use<'a> {
+        self.cells.iter().chain(self.wide)
     }
 
     /// Shows the entries of a cell up to a state, newest first, until the visitor has enough.

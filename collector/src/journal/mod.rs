@@ -10,29 +10,37 @@
 //! - `recover`: what is done with the files at start, and with damage;
 //! - `reader`, `segment`, `index`, `span`, `files`, `cache`: what readers ask;
 //! - `places`: how much was journaled between two marks, whether anything was, and times;
+//! - `resolve`, `payload`: from a place on the volume to the checked bytes of a record;
+//! - `base`: the state of the seed, on which the first segment stands;
 //! - `inspect`, `scan`: segment files without a journal around them.
 //!
 //! Order of locks: what is published, then the state of a segment, then the cache of open files;
 //! none is held over a write or a sync.
 
+mod base;
 mod cache;
 mod files;
 pub mod format;
 mod index;
 mod inspect;
+mod payload;
 mod places;
 mod reader;
 mod recover;
+mod resolve;
 mod scan;
 mod segment;
 mod span;
 mod types;
 mod writer;
 
+pub use base::Base;
 pub(crate) use cache::Cache;
 pub use inspect::{inspect_records, inspect_segment};
+pub(crate) use payload::Payloads;
 pub use reader::{JournalReader, Pin};
-pub(crate) use segment::{Head, Segment, decode_head};
+pub(crate) use resolve::{Extent, Place, Source, resolve};
+pub(crate) use segment::Segment;
 pub use types::{
     Committed, Cut, InspectedRecord, JournalConfig, JournalIdentity, Mark, MarkBody, OpenReport,
     SegmentInfo, SegmentReport, Span,

@@ -2,12 +2,18 @@
 //!
 //! The writer publishes after each commit; a reader takes what it needs under a lock that is
 //! held for a copy of a few words, so neither waits for the other's I/O. Shared by many threads.
+//!
+//! The oldest state is that of the seed, the base. Before a merge writes anything it raises the
+//! floor, under the lock of the pins: from then on nothing older is opened, and nothing that is
+//! open is older. When it has ended, the segments below the new base leave the list; whoever took
+//! the list before keeps them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tidemark_wire::{Record, RecordHeader, Seq, WallMicros};
 
+use super::base::Base;
 use super::format::MarkEntry;
 use super::places::{count_until, latest_time};
 use super::recover::size_after;
@@ -23,6 +29,8 @@ pub(crate) type SegmentList<S> = Arc<Vec<Arc<Segment<S>>>>;
 /// What readers see of the journal.
 pub(crate) struct Published<S: Storage> {
     pub(crate) segments: SegmentList<S>,
+    /// What the first of them stands on.
+    pub(crate) base: Base,
     pub(crate) durable: Seq,
     pub(crate) last_time: Option<WallMicros>,
     pub(crate) spans: Spans,
@@ -49,8 +57,15 @@ impl<S: Storage> Published<S> {
 /// Reads a journal; cheap to share.
 pub struct JournalReader<S: Storage = RealStorage> {
     published: RwLock<Published<S>>,
+    pins: Mutex<Pins>,
+}
+
+#[derive(Default)]
+struct Pins {
     /// States that something reads, and how many do.
-    pins: Mutex<BTreeMap<Seq, usize>>,
+    held: BTreeMap<Seq, usize>,
+    /// The oldest state that may be opened; 0 while nothing was merged.
+    floor: Seq,
 }
 
 /// Keeps what a state needs, for as long as it lives.
@@ -62,10 +77,10 @@ pub struct Pin<S: Storage> {
 impl<S: Storage> Drop for Pin<S> {
     fn drop(&mut self) {
         let mut pins = self.reader.pins();
-        if let Some(count) = pins.get_mut(&self.seq) {
+        if let Some(count) = pins.held.get_mut(&self.seq) {
             *count -= 1;
             if *count == 0 {
-                pins.remove(&self.seq);
+                pins.held.remove(&self.seq);
             }
         }
     }
@@ -73,7 +88,8 @@ impl<S: Storage> Drop for Pin<S> {
 
 impl<S: Storage> JournalReader<S> {
     pub(crate) fn new(published: Published<S>) -> Self {
-        Self { published: RwLock::new(published), pins: Mutex::default() }
+        let pins = Pins { held: BTreeMap::new(), floor: published.base.at };
+        Self { published: RwLock::new(published), pins: Mutex::new(pins) }
     }
 
     pub(crate) fn published(&self) -> RwLockReadGuard<'_, Published<S>> {
@@ -85,7 +101,7 @@ impl<S: Storage> JournalReader<S> {
         self.published.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pins(&self) -> MutexGuard<'_, BTreeMap<Seq, usize>> {
+    fn pins(&self) -> MutexGuard<'_, Pins> {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -101,7 +117,9 @@ impl<S: Storage> JournalReader<S> {
 
     /// The oldest state kept, offered or not; `None` when there is no record.
     pub fn first_seq(&self) -> Option<Seq> {
-        self.published().segments.first().map(|segment| segment.first_seq())
+        let first = self.published().segments.first().map(|segment| segment.first_seq());
+        let floor = self.pins().floor;
+        if floor > Seq(0) { Some(floor) } else { first }
     }
 
     /// Size of the volume at a state, in bytes.
@@ -144,10 +162,10 @@ impl<S: Storage> JournalReader<S> {
     /// # Errors
     /// Why not, with the nearest states.
     pub fn offerable(&self, seq: Seq) -> Result<(), NotOffered> {
+        // Without a record nothing is known of the volume, not even that it was empty.
+        let oldest = self.first_seq();
         let (span, oldest) = {
             let published = self.published();
-            let oldest = published.segments.first().map(|segment| segment.first_seq());
-            // Without a record nothing is known of the volume, not even that it was empty.
             let Some(oldest) = oldest.filter(|_| seq <= published.durable) else {
                 return Err(match &published.damage {
                     Some(damage) => NotOffered::Damaged(damage.clone()),
@@ -171,11 +189,11 @@ impl<S: Storage> JournalReader<S> {
     /// # Errors
     /// `Io` or `Damaged`.
     pub fn floor(&self, seq: Seq) -> Result<Option<(Seq, WallMicros)>, JournalError> {
-        let (segments, durable) = self.snapshot();
+        let Snapshot { segments, durable, base } = self.snapshot();
         let seq = seq.min(durable);
         let behind = segments.partition_point(|segment| segment.first_seq() <= seq);
         let Some(segment) = behind.checked_sub(1).map(|at| &segments[at]) else {
-            return Ok(None);
+            return Ok(base.filter(|(at, _)| *at <= seq));
         };
         let start = segment.waypoint(|waypoint| waypoint.seq.get() <= seq.0)?;
         let found = last_while(segment, start, |header| header.seq() <= seq)?;
@@ -190,10 +208,10 @@ impl<S: Storage> JournalReader<S> {
     /// # Errors
     /// `Io` or `Damaged`.
     pub fn seq_at_time(&self, time: WallMicros) -> Result<Option<(Seq, WallMicros)>, JournalError> {
-        let (segments, durable) = self.snapshot();
+        let Snapshot { segments, durable, base } = self.snapshot();
         let behind = count_until(&segments, time);
         let Some(segment) = behind.checked_sub(1).map(|at| &segments[at]) else {
-            return Ok(None);
+            return Ok(base.filter(|(_, captured)| *captured <= time));
         };
         let start = segment.waypoint_until(time)?;
         last_while(segment, start, |header| {
@@ -201,9 +219,13 @@ impl<S: Storage> JournalReader<S> {
         })
     }
 
-    fn snapshot(&self) -> (SegmentList<S>, Seq) {
+    fn snapshot(&self) -> Snapshot<S> {
         let published = self.published();
-        (Arc::clone(&published.segments), published.durable)
+        Snapshot {
+            segments: Arc::clone(&published.segments),
+            durable: published.durable,
+            base: published.base.time.map(|time| (published.base.at, time)),
+        }
     }
 
     /// All marks that can be read, oldest first, and what is damaged of the others. Reads each of
@@ -212,7 +234,7 @@ impl<S: Storage> JournalReader<S> {
     /// # Errors
     /// `Io`.
     pub fn marks(&self) -> Result<(Vec<Mark>, Vec<Damage>), JournalError> {
-        let (segments, durable) = self.snapshot();
+        let Snapshot { segments, durable, .. } = self.snapshot();
         let (mut marks, mut damaged) = (Vec::new(), Vec::new());
         for segment in segments.iter() {
             let Some(entries) = whole(segment.marks(), &mut damaged)? else { continue };
@@ -226,7 +248,7 @@ impl<S: Storage> JournalReader<S> {
     /// Keeps what the state at `seq` needs until the pin is dropped.
     #[must_use]
     pub fn pin(self: &Arc<Self>, seq: Seq) -> Pin<S> {
-        *self.pins().entry(seq).or_insert(0) += 1;
+        *self.pins().held.entry(seq).or_insert(0) += 1;
         Pin { reader: Arc::clone(self), seq }
     }
 
@@ -234,8 +256,69 @@ impl<S: Storage> JournalReader<S> {
     /// than the first of them.
     #[must_use]
     pub fn pinned(&self) -> Vec<(Seq, usize)> {
-        self.pins().iter().map(|(seq, count)| (*seq, *count)).collect()
+        self.pins().held.iter().map(|(seq, count)| (*seq, *count)).collect()
     }
+
+    /// The newest state that may be opened; `None` while there is none.
+    ///
+    /// # Errors
+    /// `Io` or `Damaged`.
+    pub(crate) fn newest_offered(&self) -> Result<Option<Seq>, JournalError> {
+        let newest = match self.span_open() {
+            None => self.durable(),
+            Some(begin) => {
+                let before = self.floor(Seq(begin.0.saturating_sub(1)))?;
+                before.map_or(Seq(0), |(seq, _)| seq)
+            }
+        };
+        Ok((newest > Seq(0)).then_some(newest))
+    }
+
+    /// The oldest state that something reads; one below the floor can't be read any more.
+    pub(crate) fn oldest_pin(&self) -> Option<Seq> {
+        let pins = self.pins();
+        pins.held.range(pins.floor..).next().map(|(seq, _)| *seq)
+    }
+
+    /// Lets nothing older than `to` be opened from here on; says no when something older is.
+    pub(crate) fn raise_floor(&self, to: Seq) -> bool {
+        let mut pins = self.pins();
+        let floor = pins.floor;
+        if pins.held.range(floor..to).next().is_some() {
+            return false;
+        }
+        pins.floor = floor.max(to);
+        true
+    }
+
+    /// The seed has become `base`: the segments up to it leave. Their files go when nothing
+    /// reads them.
+    pub(crate) fn leave(&self, base: Base) {
+        let gone = {
+            let mut published = self.publish();
+            let old = Arc::clone(&published.segments);
+            let (gone, kept) =
+                old.split_at(old.partition_point(|segment| segment.first_seq() <= base.at));
+            gone.iter().for_each(|segment| segment.leave());
+            published.segments = Arc::new(kept.to_vec());
+            published.spans.forget_to(base.at);
+            let first = published.sizes.partition_point(|(since, _)| *since <= base.at);
+            published.sizes.drain(..first);
+            published.sizes.insert(0, (base.at, base.size_bytes));
+            published.base = base;
+            old
+        };
+        // Files are removed here, not under the lock.
+        drop(gone);
+    }
+}
+
+/// What is known at one moment.
+struct Snapshot<S: Storage> {
+    segments: SegmentList<S>,
+    durable: Seq,
+    /// The state that the seed is, with its time.
+    base: Option<(Seq, WallMicros)>,
 }
 
 /// Sets damage aside; only other errors stay errors.

@@ -16,6 +16,9 @@
 //! - a sealed segment, or the header of an open one above records, is damaged, or a segment is
 //!   missing: states before it stay readable, states from it on are not offered, and the journal
 //!   takes no records;
+//! - a segment whose records the seed holds: a crash came between a merge and the removal of its
+//!   file, which is done now;
+//! - the first segment does not go on where the seed ends: damage, as one that is missing;
 //! - a file of another volume, copy, timeline or version: the directory is refused.
 
 use std::path::{Path, PathBuf};
@@ -26,6 +29,7 @@ use tidemark_wire::limits::VOLUME_BYTES_MAX;
 use tidemark_wire::{RecordKind, Seq};
 use zerocopy::IntoBytes;
 
+use super::base::Base;
 use super::files::Files;
 use super::format::{HEADER_BYTES, MarkEntry, SegmentHeader, SegmentTrailer};
 use super::index::MemoryIndex;
@@ -46,7 +50,7 @@ pub(crate) struct Opened<S: Storage> {
     /// `chain` of the last sealed segment.
     pub(crate) chain: [u8; 32],
     pub(crate) spans: Spans,
-    /// Size of the volume from a record on, oldest first; the first entry is the initial size.
+    /// Size of the volume from a record on, oldest first; the first entry is the base's.
     pub(crate) sizes: Vec<(Seq, u64)>,
     /// Segments from the first damaged one on.
     pub(crate) unreadable: Vec<SegmentInfo>,
@@ -97,21 +101,25 @@ pub(crate) fn open<S: Storage>(
     files: &Arc<Files<S>>,
     dir: &Path,
     identity: &JournalIdentity,
+    base: &Base,
 ) -> Result<Opened<S>, JournalError> {
     let list = storage.list(dir).map_err(JournalError::io("list", dir))?;
     let mut names: Vec<_> = list.iter().filter_map(|name| SegmentName::parse(name)).collect();
     names.sort_unstable();
-    let report = OpenReport { cut: None, damaged: Vec::new(), records: 0, durable: Seq(0) };
+    let report = OpenReport { cut: None, damaged: Vec::new(), records: 0, durable: base.at };
     let opened = Opened {
         segments: Vec::new(),
         open: None,
-        chain: [0; 32],
-        spans: Spans::default(),
-        sizes: vec![(Seq(0), identity.size_bytes)],
+        chain: base.chain,
+        spans: Spans::resume(OpenSpan::from_fields(base.span_begin.0, base.span_resync)),
+        sizes: vec![(base.at, base.size_bytes)],
         unreadable: Vec::new(),
         report,
     };
     let mut recovery = Recovery { storage, files, dir, identity, opened };
+    let merged = names.partition_point(|name| name.first_seq <= base.at);
+    recovery.remove_merged(&names[..merged], base)?;
+    let names = &names[merged..];
     for (at, name) in names.iter().enumerate() {
         recovery.take(*name, at + 1 == names.len())?;
     }
@@ -133,13 +141,65 @@ impl<S: Storage> Recovery<'_, S> {
         } else {
             self.look_at(name, &path)
         };
+        self.note_damage(name, &path, taken)
+    }
+
+    fn note_damage(
+        &mut self,
+        name: SegmentName,
+        path: &Path,
+        taken: Result<(), JournalError>,
+    ) -> Result<(), JournalError> {
         let damage = match taken {
             Ok(()) => return Ok(()),
             Err(JournalError::Damaged(damage)) => damage,
             Err(error) => return Err(error),
         };
-        self.opened.unreadable.push(unreadable_info(self.storage, name, &path, &damage));
+        self.opened.unreadable.push(unreadable_info(self.storage, name, path, &damage));
         self.opened.report.damaged.push(damage);
+        Ok(())
+    }
+
+    /// Removes segments that begin at or before the seed's state; a merge takes whole ones.
+    fn remove_merged(&mut self, names: &[SegmentName], base: &Base) -> Result<(), JournalError> {
+        for name in names {
+            let path = name.path(self.dir);
+            let checked = self.check_merged(*name, &path, base);
+            if checked.is_ok() {
+                tracing::info!("{} is in the seed and goes", path.display());
+                self.storage.remove(&path).map_err(JournalError::io("remove", &path))?;
+            }
+            self.note_damage(*name, &path, checked)?;
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        self.storage.sync_dir(self.dir).map_err(JournalError::io("sync", self.dir))
+    }
+
+    /// One that goes beyond the seed's state, or that ends with it and is another than the one
+    /// that went into it, does not belong to this seed.
+    fn check_merged(
+        &self,
+        name: SegmentName,
+        path: &Path,
+        base: &Base,
+    ) -> Result<(), JournalError> {
+        let other = |detail: String| Err(Damage::new(path, Part::Chain, 0, detail).into());
+        if !name.sealed {
+            return other(format!("it is open, and the seed is at record {} already", base.at));
+        }
+        let file = self.open_file(path)?;
+        let trailer = match read_trailer(&file, path) {
+            Ok(trailer) => trailer,
+            // Nothing of it is needed any more.
+            Err(JournalError::Damaged(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let last = Seq(trailer.last_seq.get());
+        if last > base.at || (last == base.at && trailer.chain != base.chain) {
+            return other(format!("it ends with record {last} and is not what the seed holds"));
+        }
         Ok(())
     }
 
@@ -179,7 +239,6 @@ impl<S: Storage> Recovery<'_, S> {
             let detail = "their numbers or sizes are none that a volume has";
             return Err(Damage::new(path, Part::Marks, trailer.marks_at.get(), detail).into());
         }
-        self.begin(&header);
         marks.iter().for_each(|mark| self.opened.apply_mark(mark));
         let span = OpenSpan::from_fields(trailer.span_begin.get(), trailer.span_resync);
         if span != self.opened.spans.open() || trailer.size_bytes.get() != self.opened.size_bytes()
@@ -196,31 +255,28 @@ impl<S: Storage> Recovery<'_, S> {
         Ok(())
     }
 
-    /// The segment has to follow the one before.
+    /// The segment has to follow the one before, the first one the seed.
     fn check_link(&self, path: &Path, header: &SegmentHeader) -> Result<(), JournalError> {
         let last = self.opened.report.durable;
         let bad = |detail| Err(Damage::new(path, Part::Chain, 0, detail).into());
         if header.prev_seq.get() != last.0 {
             let want = header.prev_seq;
-            return bad(format!("it follows record {want}, but the one before ends with {last}"));
+            let before = if self.opened.segments.is_empty() {
+                "the seed (seed.json) is at"
+            } else {
+                "the one before ends with"
+            };
+            return bad(format!("it follows record {want}, but {before} {last}"));
         }
         if header.prev_chain != self.opened.chain {
             return bad("its digest of the segment before is not that segment's".into());
         }
         let goes_on = header_span(header) == self.opened.spans.open()
             && header.size_bytes.get() == self.opened.size_bytes();
-        if !goes_on && !self.opened.segments.is_empty() {
-            return bad("its span and size are not those after the segment before".into());
+        if !goes_on {
+            return bad("its span and size are not those after what comes before it".into());
         }
         Ok(())
-    }
-
-    /// The first segment says with which size and span the journal begins.
-    fn begin(&mut self, header: &SegmentHeader) {
-        if self.opened.segments.is_empty() {
-            self.opened.sizes = vec![(Seq(header.prev_seq.get()), header.size_bytes.get())];
-            self.opened.spans = Spans::resume(header_span(header));
-        }
     }
 
     fn take_open(&mut self, name: SegmentName, path: &Path) -> Result<(), JournalError> {
@@ -269,7 +325,6 @@ impl<S: Storage> Recovery<'_, S> {
         write_again(&file, path, end)?;
         file.datasync().map_err(JournalError::io("sync", path))?;
         self.storage.sync_dir(self.dir).map_err(JournalError::io("sync", self.dir))?;
-        self.begin(&header);
         index.marks().iter().for_each(|mark| self.opened.apply_mark(mark));
         self.opened.report.records += extremes.records;
         self.opened.report.durable = extremes.last_seq;

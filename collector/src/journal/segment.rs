@@ -3,7 +3,8 @@
 //!
 //! A segment is shared by the writer (while it is open) and all readers; the writer changes its
 //! index in [`Segment::note`] and replaces it once in [`Segment::become_sealed`]. Records are
-//! read from the file by place.
+//! read from the file by place. The file of a segment that has left the journal is removed with
+//! the last reference to it, so whoever reads a state keeps reading the same bytes.
 
 use std::io;
 use std::mem::size_of;
@@ -19,13 +20,14 @@ use tidemark_wire::{
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
+use super::base::Base;
 use super::files::Files;
 use super::format::{
     HEADER_BYTES, HEADER_MAGIC, IndexEntry, MarkEntry, NARROW_CELLS_MAX, SEGMENT_VERSION,
     SegmentHeader, SegmentTrailer, TRAILER_BYTES, TRAILER_MAGIC, Waypoint,
 };
 use super::index::{Extremes, MemoryIndex, Tables, Visit, cut_marks};
-use super::scan::{RECORD_BYTES_MAX, part_of};
+use super::scan::{RECORD_BYTES_MAX, Scan, Stop, part_of};
 use super::types::{JournalIdentity, SegmentInfo};
 use crate::error::{Damage, JournalError, Part, ReadError};
 use crate::storage::{Storage, StorageFile};
@@ -49,6 +51,21 @@ pub(crate) struct Segment<S: Storage> {
 struct State<S: Storage> {
     path: PathBuf,
     index: Index<S>,
+    /// The seed holds it: the file goes with the segment.
+    left: bool,
+}
+
+impl<S: Storage> Drop for Segment<S> {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if !state.left {
+            return;
+        }
+        // One that stays is removed when the journal is opened the next time.
+        if let Err(error) = self.files.remove(self.first_seq, &state.path) {
+            tracing::warn!("can't remove {}, which was merged: {error}", state.path.display());
+        }
+    }
 }
 
 /// The fixed part of a record and its checksums.
@@ -73,7 +90,7 @@ impl<S: Storage> Segment<S> {
         first_seq: Seq,
         index: MemoryIndex,
     ) -> Self {
-        let state = RwLock::new(State { path, index: Index::Memory { index, file } });
+        let state = RwLock::new(State { path, index: Index::Memory { index, file }, left: false });
         Self { files: Arc::clone(files), first_seq, state }
     }
 
@@ -85,7 +102,8 @@ impl<S: Storage> Segment<S> {
     ) -> Self {
         let first_seq = Seq(trailer.first_seq.get());
         let index = Index::Sealed { trailer, map: OnceLock::new() };
-        Self { files: Arc::clone(files), first_seq, state: RwLock::new(State { path, index }) }
+        let state = RwLock::new(State { path, index, left: false });
+        Self { files: Arc::clone(files), first_seq, state }
     }
 
     fn state(&self) -> std::sync::RwLockReadGuard<'_, State<S>> {
@@ -139,7 +157,41 @@ impl<S: Storage> Segment<S> {
 
     /// The index is on disk and the file has its final name.
     pub(crate) fn become_sealed(&self, path: PathBuf, trailer: Box<SegmentTrailer>) {
-        *self.state_mut() = State { path, index: Index::Sealed { trailer, map: OnceLock::new() } };
+        let index = Index::Sealed { trailer, map: OnceLock::new() };
+        *self.state_mut() = State { path, index, left: false };
+    }
+
+    /// The journal does not need the segment any more.
+    pub(crate) fn leave(&self) {
+        self.state_mut().left = true;
+    }
+
+    /// What the volume is after the last record; `None` while the segment is open.
+    pub(crate) fn end(&self) -> Option<Base> {
+        match &self.state().index {
+            Index::Memory { .. } => None,
+            Index::Sealed { trailer, .. } => Some(Base {
+                at: Seq(trailer.last_seq.get()),
+                time: Some(WallMicros(trailer.last_time_us.get())),
+                chain: trailer.chain,
+                span_begin: Seq(trailer.span_begin.get()),
+                span_resync: trailer.span_resync,
+                size_bytes: trailer.size_bytes.get(),
+            }),
+        }
+    }
+
+    /// Reads all records and checks them with their payloads.
+    pub(crate) fn check(&self) -> Result<(), JournalError> {
+        let (file, path) = {
+            let state = self.state();
+            (self.file(&state)?, state.path.clone())
+        };
+        let mut scan = Scan::new(file.as_ref(), &path, self.records_end()?);
+        match scan.run(|_, _| true)? {
+            Some(Stop::Bad(error)) => Err(scan.damage(&error).into()),
+            Some(Stop::End) | None => Ok(()),
+        }
     }
 
     pub(crate) fn extremes(&self) -> Extremes {
@@ -183,6 +235,19 @@ impl<S: Storage> Segment<S> {
         self.with_index(
             |index, visit| index.visit_cell(cell, at, visit),
             |tables, visit| tables.visit_cell(cell, at, visit),
+            visit,
+        )
+    }
+
+    /// Shows everything that the records change: the entries by cell, then the wide ones.
+    pub(crate) fn visit_changes(
+        &self,
+        mut visit: impl FnMut(&IndexEntry),
+    ) -> Result<(), ReadError> {
+        let visit: &mut dyn FnMut(&IndexEntry) = &mut visit;
+        self.with_index(
+            |index, visit| index.changes().for_each(visit),
+            |tables, visit| tables.changes().for_each(visit),
             visit,
         )
     }

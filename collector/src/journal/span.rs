@@ -67,6 +67,11 @@ impl Spans {
         }
     }
 
+    /// Forgets the spans that end with a state or before it.
+    pub(crate) fn forget_to(&mut self, seq: Seq) {
+        self.closed.retain(|span| span.end.is_none_or(|end| end > seq));
+    }
+
     /// Oldest first; the open one last.
     pub(crate) fn list(&self) -> Vec<Span> {
         let open = self.open.map(|open| Span { begin: open.begin, end: None });

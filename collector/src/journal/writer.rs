@@ -18,6 +18,7 @@ use tidemark_wire::frame::{RecordsBody, records};
 use tidemark_wire::{Epoch, Record, RecordKind, Seq, WallMicros};
 use zerocopy::IntoBytes;
 
+use super::base::Base;
 use super::files::Files;
 use super::format::{HEADER_BYTES, SegmentHeader, SegmentTrailer};
 use super::index::{MemoryIndex, mark_entry};
@@ -115,31 +116,48 @@ pub struct Journal<S: Storage = RealStorage> {
 }
 
 impl<S: Storage> Journal<S> {
-    /// Opens the journal in `dir`, which is created where needed, and brings it into order after
-    /// a crash. What was found there is in the report; with damage in it the journal can be read
+    /// [`Journal::open_above`] an empty disk.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_or_create(
+        storage: Arc<S>,
+        dir: &Path,
+        identity: JournalIdentity,
+        config: JournalConfig,
+    ) -> Result<(Self, OpenReport), JournalError> {
+        let base = Base::empty(identity.size_bytes);
+        Self::open_above(storage, dir, identity, config, base)
+    }
+
+    /// Opens the journal in `dir` above the state `base`, which the seed holds. The directory is
+    /// created where needed and brought into order after a crash. What was found there is in the report; with damage in it the journal can be read
     /// up to the damage and takes no records.
     ///
     /// The caller sees to it that only one process opens a directory.
     ///
     /// # Errors
     /// `Io`; `Foreign` or `Version` when a file there is not this journal's.
-    pub fn open_or_create(
+    pub fn open_above(
         storage: Arc<S>,
         dir: &Path,
         identity: JournalIdentity,
         mut config: JournalConfig,
+        base: Base,
     ) -> Result<(Self, OpenReport), JournalError> {
         config.segment_bytes_max = config.segment_bytes_max.min(SEGMENT_BYTES_LIMIT);
         storage.create_dir(dir).map_err(JournalError::io("create", dir))?;
         let files = Arc::new(Files::new(Arc::clone(&storage)));
-        let opened = recover::open(&*storage, &files, dir, &identity)?;
+        let opened = recover::open(&*storage, &files, dir, &identity, &base)?;
         let report = opened.report;
         let damage = report.damaged.first().cloned();
         let last = opened.segments.last().map(|segment| segment.extremes().last_time);
+        let last_time = last.or(base.time);
         let reader = JournalReader::new(Published {
             segments: Arc::new(opened.segments),
             durable: report.durable,
-            last_time: last,
+            last_time,
+            base,
             spans: opened.spans,
             sizes: opened.sizes,
             unreadable: opened.unreadable,

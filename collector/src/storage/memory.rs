@@ -43,7 +43,7 @@ pub struct MemoryFile {
     id: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Inner {
     names: BTreeMap<PathBuf, u64>,
     durable_names: BTreeMap<PathBuf, u64>,
@@ -207,6 +207,15 @@ impl MemoryStorage {
             next_id: inner.next_id,
             ..Inner::default()
         };
+        Self { inner: Arc::new(Mutex::new(after)) }
+    }
+
+    /// What a process finds that starts after this one was killed at the call at which the power
+    /// went: all that calls before it did is there, as in the page cache. This storage and its
+    /// open files are of no use afterwards.
+    #[must_use]
+    pub fn after_kill(&self) -> Self {
+        let after = Inner { fault: None, crashed: false, ..self.inner().clone() };
         Self { inner: Arc::new(Mutex::new(after)) }
     }
 

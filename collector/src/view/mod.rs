@@ -3,23 +3,22 @@
 //! Reads enter; bytes that were checked leave. Opening takes a list of segments and a pin, no
 //! scan and no copy. The bytes of a cell (256 KiB) are looked up when they are first asked for:
 //! the newest record up to the state wins, segments are walked from the newest back until the
-//! cell is covered, and what no record covers is the seed's. A state does not change any more,
+//! cell is covered, and what no record covers is the seed's, which checks it as well. A merge may
+//! move records of the view's segments into the seed meanwhile: what they cover is never asked of
+//! the seed, and the rest does not change. A state does not change any more,
 //! so what was found stays true and is kept in a bounded cache. A view owns nothing that a crash
 //! could lose; it keeps its segments open and its state pinned until it is dropped.
-
-mod payload;
-mod resolve;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tidemark_block::{ByteRange, StatusExtent};
 use tidemark_wire::Seq;
 
-use self::payload::Payloads;
-use self::resolve::{Extent, Place, Source};
 use crate::error::{NotOffered, ViewError};
 use crate::journal::format::CELL_BYTES;
-use crate::journal::{Cache, JournalReader, Pin, Segment};
+use crate::journal::{
+    Cache, Extent, JournalReader, Payloads, Pin, Place, Segment, Source, resolve,
+};
 use crate::seed::Seed;
 use crate::storage::{RealStorage, Storage};
 
@@ -57,7 +56,7 @@ impl<S: Storage> View<S> {
         // Pinned first, so that nothing goes between the check and the list.
         let pin = reader.pin(at);
         reader.offerable(at)?;
-        Self::over(&reader, seed, at, pin)
+        Ok(Self::over(&reader, seed, at, pin))
     }
 
     /// Opens what is held at the newest durable record, also when it is no state of the volume:
@@ -72,23 +71,18 @@ impl<S: Storage> View<S> {
     ) -> Result<Self, ViewError> {
         let at = reader.durable();
         let pin = reader.pin(at);
-        Self::over(reader, seed, at, pin)
+        match reader.first_seq() {
+            Some(oldest) if at < oldest => Err(NotOffered::BeforeStart { oldest }.into()),
+            _ => Ok(Self::over(reader, seed, at, pin)),
+        }
     }
 
-    fn over(
-        reader: &Arc<JournalReader<S>>,
-        seed: Arc<Seed<S>>,
-        at: Seq,
-        pin: Pin<S>,
-    ) -> Result<Self, ViewError> {
-        if at < seed.at() {
-            return Err(NotOffered::BeforeStart { oldest: seed.at() }.into());
-        }
+    fn over(reader: &Arc<JournalReader<S>>, seed: Arc<Seed<S>>, at: Seq, pin: Pin<S>) -> Self {
         let list = reader.segment_list();
         let segments: Vec<_> =
             list.iter().rev().filter(|segment| segment.first_seq() <= at).cloned().collect();
         let weigh = |extents: &Extents| extents.len();
-        Ok(Self {
+        Self {
             at,
             size_bytes: reader.size_at(at),
             segments,
@@ -96,7 +90,7 @@ impl<S: Storage> View<S> {
             cells: Mutex::new(Cache::new(EXTENTS_MAX, weigh)),
             payloads: Payloads::default(),
             _pin: pin,
-        })
+        }
     }
 
     /// The state.
@@ -149,7 +143,7 @@ impl<S: Storage> View<S> {
         if let Some(extents) = cached {
             return Ok(extents);
         }
-        let resolved = resolve::resolve(&self.segments, cell, self.at).map_err(|error| {
+        let resolved = resolve(&self.segments, cell, self.at).map_err(|error| {
             let range = ByteRange::new(u64::from(cell) * CELL_BYTES, CELL_BYTES)
                 .expect("2^32 cells of 2^18 bytes do not wrap");
             error.for_view(range, Seq(0))
@@ -181,10 +175,7 @@ impl<S: Storage> View<S> {
                 let errno = errno.map_err(|error| error.for_view(part, place.seq))?;
                 Err(ViewError::Unreadable { range: part, seq: place.seq, errno })
             }
-            Source::Seed => self
-                .seed
-                .read_at(out, part.start())
-                .map_err(|source| ViewError::Io { path: self.seed.path().to_owned(), source }),
+            Source::Seed => self.seed.read_at(out, part.start()),
         }
     }
 
@@ -235,17 +226,12 @@ impl<S: Storage> View<S> {
     ) -> Result<bool, ViewError> {
         let mut at = part.start();
         while at < part.end() {
-            let extent = self
-                .seed
-                .extent_at(at)
-                .map_err(|source| ViewError::Io { path: self.seed.path().to_owned(), source })?;
-            // A file that ends earlier than when it was opened reads as an error, not as a hole.
-            let len = if extent.len_bytes == 0 { part.end() - at } else { extent.len_bytes };
-            let len = len.min(part.end() - at);
-            if !push(out, start, room, len, extent.hole && extent.len_bytes > 0) {
+            let left = ByteRange::between(at, part.end()).expect("the place is before the end");
+            let extent = self.seed.extent_at(left)?;
+            if !push(out, start, room, extent.len_bytes, extent.hole) {
                 return Ok(false);
             }
-            at += len;
+            at += extent.len_bytes;
         }
         Ok(true)
     }

@@ -7,6 +7,7 @@
 
 mod agent;
 mod args;
+mod ask;
 mod console;
 mod event;
 mod export;
@@ -19,6 +20,7 @@ mod reload;
 mod render;
 mod restore;
 mod status;
+mod units;
 mod volume;
 
 use std::io::Write;

@@ -27,7 +27,7 @@ pub(crate) fn run(
         }
         VolumeCommand::Policy(arguments) => {
             let policy = client.set_policy(&arguments.volume, &new_policy(arguments))?;
-            console.show(&policy, |policy| policy_facts(policy))
+            console.show(&policy, policy_facts)
         }
         VolumeCommand::Pause { volume } => console.show(&client.pause(volume)?, |volume| {
             format!(

@@ -91,6 +91,13 @@ impl Listener {
     }
 }
 
+/// For who accepts on a thread of its own instead of an executor.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 fn bind_tcp(at: std::net::SocketAddr) -> io::Result<Listener> {
     let socket = TcpListener::bind(at)?;
     let address = Address::Tcp(socket.local_addr()?);

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tidemark_block::ByteRange;
 use tidemark_wire::{RecordKind, Seq};
 
+use super::format::{CELL_BYTES, IndexEntry};
+use super::segment::Segment;
 use crate::error::ReadError;
-use crate::journal::Segment;
-use crate::journal::format::{CELL_BYTES, IndexEntry};
 use crate::storage::Storage;
 
 /// A record within the segments of a view.

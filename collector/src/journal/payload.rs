@@ -11,12 +11,13 @@ use tidemark_wire::codec::Codec;
 use tidemark_wire::limits::CHECK_BLOCK_BYTES;
 use tidemark_wire::{DecodeError, DecodeErrorKind, Record, checksum};
 
+use super::cache::Cache;
 use super::resolve::Place;
+use super::segment::{Head, Segment, decode_head};
 use crate::error::{Damage, Part, ReadError};
-use crate::journal::{Cache, Head, Segment, decode_head};
 use crate::storage::Storage;
 
-/// Bytes of expanded payloads that one view keeps, at most.
+/// Bytes of expanded payloads that one view or merge keeps, at most.
 const EXPANDED_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Records up to this length are read with one call.

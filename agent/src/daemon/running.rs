@@ -1,0 +1,285 @@
+//! One volume from its start to its end: what belongs to it while it runs, and the order in which
+//! that is taken down.
+//!
+//! In: an [`OpenVolume`]. While it runs, numbers are reserved ahead and the mark of its backing
+//! store is renewed ([`Running::keep`]). At its end nobody may change it any more; its backing store
+//! is flushed and its ring drained for as long as [`DRAIN_PATIENCE`] ([`Running::drain`]), and when
+//! everything was acknowledged the stop is noted as clean ([`Stopped::settle`]). What is left stays
+//! in its ring and is shipped by the next agent.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tidemark_block::engine::socket::Address;
+use tidemark_block::engine::{Executor, ExecutorConfig, WorkersHandle};
+use tidemark_block::store::{Store, UringStore};
+use tidemark_wire::body::GapReason;
+use tidemark_wire::{AgentId, Seq};
+
+use super::open::OpenVolume;
+use crate::backing_mark::MarkKeeper;
+use crate::capture::phase::Phase;
+use crate::clock::Clock;
+use crate::config::VolumeConfig;
+use crate::control::api::VolumeStanding;
+use crate::copy;
+use crate::random::Random;
+use crate::ring::order::Ticket;
+use crate::ring::{Ring, RingErrorKind};
+use crate::shipper::link::SocketDial;
+use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
+use crate::state::{KeptState, SEQ_RESERVATION};
+use crate::volume::Volume;
+
+/// How long a stop waits for the collector to acknowledge what is in the rings.
+pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the end of a volume waits for the last task that has it.
+const TASKS_PATIENCE: Duration = Duration::from_secs(2);
+/// Pause between two looks at them.
+const TASKS_PAUSE: Duration = Duration::from_millis(2);
+
+/// A volume over a real backing store.
+pub(super) type ProtectedVolume = Volume<UringStore>;
+
+/// What all volumes of the process have in common.
+#[derive(Clone)]
+pub(super) struct Surroundings {
+    pub(super) agent: AgentId,
+    pub(super) collector: Address,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) random: Arc<dyn Random>,
+    pub(super) workers: WorkersHandle,
+}
+
+/// A volume whose changes are captured and shipped.
+pub(super) struct Running {
+    volume: Arc<ProtectedVolume>,
+    state: Arc<KeptState>,
+    shipper: Shipper,
+    ring_path: PathBuf,
+    mark: MarkKeeper,
+    /// The last try to reserve numbers failed, which was said.
+    cannot_reserve: bool,
+    /// The last try to keep the mark failed, which was said.
+    cannot_mark: bool,
+}
+
+impl Running {
+    /// Starts the copier on the worker `worker`, and the shipper.
+    pub(super) fn start(
+        opened: OpenVolume,
+        worker: usize,
+        around: &Surroundings,
+    ) -> anyhow::Result<Self> {
+        let OpenVolume { volume, state, ring_path, mark } = opened;
+        let (volume, state) = (Arc::new(volume), Arc::new(state));
+        let shipper = Shipper::start(ShipperParts {
+            facts: VolumeFacts {
+                id: volume.id(),
+                size_bytes: volume.size_bytes(),
+                block_bytes: unit_bytes(&volume),
+            },
+            capture: Arc::clone(volume.capture()),
+            state: Arc::clone(&state),
+            agent: around.agent,
+            dial: Box::new(SocketDial::new(around.collector.clone())),
+            clock: Arc::clone(&around.clock),
+            random: Arc::clone(&around.random),
+        })
+        .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
+        let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
+        let timer = copy::EngineTimer::new(Arc::clone(&around.clock));
+        around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
+        Ok(Self {
+            volume,
+            state,
+            shipper,
+            ring_path,
+            mark,
+            cannot_reserve: false,
+            cannot_mark: false,
+        })
+    }
+
+    /// The volume.
+    pub(super) fn volume(&self) -> &Arc<ProtectedVolume> {
+        &self.volume
+    }
+
+    /// Whether the collector's copy follows it, as a person sees it.
+    pub(super) fn standing(&self) -> VolumeStanding {
+        let capture = self.volume.capture();
+        let lost = |reason: &str| VolumeStanding::Lost { reason: reason.to_owned() };
+        match capture.phases().phase() {
+            Phase::Paused => VolumeStanding::Paused,
+            Phase::Wanted(cause) if !capture.is_on() => lost(cause.text()),
+            phase if phase.is_whole() && self.state.get().copied => VolumeStanding::Whole,
+            Phase::Whole { copy_end: None } => lost("not copied yet"),
+            Phase::Whole { .. } | Phase::Wanted(_) | Phase::Copying { .. } => {
+                let (done_bytes, total_bytes, _) = capture.progress().get();
+                VolumeStanding::Copying { done_bytes, total_bytes }
+            }
+        }
+    }
+
+    /// True while there is a connection to the collector.
+    pub(super) fn is_connected(&self) -> bool {
+        self.shipper.is_connected()
+    }
+
+    /// Does what has to be done now and then.
+    pub(super) fn keep(&mut self, clock: &dyn Clock) {
+        self.reserve_ahead();
+        let kept = self.mark.keep(clock.monotonic());
+        if let Err(error) = &kept
+            && !self.cannot_mark
+        {
+            tracing::warn!(
+                volume = self.volume.name(),
+                "can't keep the mark of its backing store: {error}; after a kill of the agent the \
+                 volume is compared"
+            );
+        }
+        self.cannot_mark = kept.is_err();
+    }
+
+    /// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the
+    /// numbers run out at some point, and the volume goes on without capture.
+    fn reserve_ahead(&mut self) {
+        let ring = self.volume.capture().ring();
+        let next = ring.next_seq();
+        if next.0 + SEQ_RESERVATION / 2 <= self.state.get().reserved_until.0 {
+            return;
+        }
+        let until = Seq(next.0 + SEQ_RESERVATION);
+        let last_time = ring.last_time();
+        let kept = self.state.update(|state| {
+            state.reserved_until = state.reserved_until.max(until);
+            state.last_time = state.last_time.max(last_time);
+        });
+        match kept {
+            Ok(()) => {
+                ring.set_seq_limit(until);
+                self.cannot_reserve = false;
+            }
+            Err(error) if !self.cannot_reserve => {
+                tracing::error!(
+                    volume = self.volume.name(),
+                    "can't reserve more record numbers: {error}; make room there, or changes will \
+                     not be captured any more"
+                );
+                self.cannot_reserve = true;
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Sets the most that a copy reads in a second.
+    pub(super) fn set_copy_rate(&self, volume: &VolumeConfig) {
+        self.volume.capture().set_copy_rate(volume.copy_bytes_per_second());
+    }
+
+    /// Lets the shipper end once it has drained the ring, and ends copies; does not wait. Nobody
+    /// changes the volume any more.
+    pub(super) fn begin_drain(&self) {
+        self.volume.capture().close();
+        self.shipper.begin_stop();
+    }
+
+    /// Flushes the backing store and waits until the collector has everything, or until the
+    /// monotonic time `deadline`.
+    pub(super) fn drain(self, deadline: Duration, clock: &dyn Clock) -> Stopped {
+        self.begin_drain();
+        let Self { volume, state, shipper, ring_path, mark, .. } = self;
+        let flushed = flush(&volume);
+        if let Err(error) = &flushed {
+            tracing::error!(volume = volume.name(), "flush of the backing store: {error:#}");
+            // What was written since the last good flush is unknown; the ring tells the next start.
+            volume.capture().lose(GapReason::BackingError);
+        }
+        let tail = volume.capture().ring().tail_ticket();
+        let drained = shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
+        let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
+        Stopped { volume, state, ring_path, mark, is_clean, tail }
+    }
+}
+
+/// Smallest unit in which the backing store is written.
+pub(super) fn unit_bytes(volume: &ProtectedVolume) -> u32 {
+    u32::try_from(volume.unit_bytes()).expect("a store's unit is at most 4096 bytes")
+}
+
+/// A volume that takes no more changes.
+pub(super) struct Stopped {
+    volume: Arc<ProtectedVolume>,
+    state: Arc<KeptState>,
+    ring_path: PathBuf,
+    mark: MarkKeeper,
+    is_clean: bool,
+    /// Where its ring ended when the backing store was flushed.
+    tail: Ticket,
+}
+
+impl Stopped {
+    /// Waits a moment for the copier and for the last request, which still have the volume.
+    pub(super) fn wait_for_tasks(&self, clock: &dyn Clock) {
+        let deadline = clock.monotonic() + TASKS_PATIENCE;
+        while Arc::strong_count(&self.volume) > 1 && clock.monotonic() < deadline {
+            clock.sleep(TASKS_PAUSE);
+        }
+    }
+
+    /// Notes a clean stop and removes the ring that it needs no more.
+    pub(super) fn settle(mut self, clock: &dyn Clock) {
+        let name = self.volume.name().to_owned();
+        let capture = self.volume.capture();
+        let mark = self.mark.finish(clock);
+        if let Err(error) = &mark {
+            tracing::warn!(
+                volume = name,
+                "can't mark its backing store: {error}; the next start compares the volume"
+            );
+        }
+        // A request that took too long for the stop of its frontend may have come behind the flush.
+        let is_late = capture.ring().tail_ticket() != self.tail || !capture.is_on();
+        if !self.is_clean || is_late {
+            tracing::warn!(
+                volume = name,
+                "stopped before everything was acknowledged, or in a copy; the next start goes on \
+                 from the change ring, as long as the machine is not restarted before"
+            );
+            return;
+        }
+        let released = capture.ring().released_seq().max(self.state.get().released);
+        let last_time = capture.ring().last_time();
+        let kept = self.state.update(|state| {
+            state.clean = true;
+            state.released = released;
+            state.last_time = state.last_time.max(last_time);
+            state.backing = mark.ok();
+        });
+        drop(self.volume);
+        // An empty ring that stays is as good; a state that was not kept needs the ring.
+        let discarded = kept.map(|()| {
+            self.mark.discard();
+            Ring::discard(&self.ring_path)
+        });
+        match discarded {
+            Ok(Ok(())) => tracing::info!(volume = name, "clean: all acknowledged up to {released}"),
+            Ok(Err(error)) if error.kind == RingErrorKind::InUse => tracing::info!(
+                volume = name,
+                "clean: all acknowledged up to {released}; a client still holds the disk, so the \
+                 empty change ring stays"
+            ),
+            Ok(Err(error)) => tracing::warn!(volume = name, "{error}"),
+            Err(error) => tracing::warn!(volume = name, "{error}"),
+        }
+    }
+}
+
+fn flush(volume: &ProtectedVolume) -> anyhow::Result<()> {
+    let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
+    executor.block_on(volume.store().sync()).context("sync")
+}

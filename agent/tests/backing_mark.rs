@@ -1,0 +1,202 @@
+//! Marks of backing stores: each way in which an agent ends, times what somebody did to the store
+//! before the next one starts, on real files and, where root may make one, a real block device.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a test may sleep")]
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tempfile::TempDir;
+use tidemark_agent::backing_mark::{Backing, Change, Ending, MarkKeeper, judge};
+use tidemark_agent::clock::SystemClock;
+use tidemark_agent::state::BackingMark;
+use tidemark_wire::WallMicros;
+
+const SIZE: u64 = 1 << 20;
+const BOOT: [u8; 16] = [1; 16];
+/// Beyond what counts as the killed agent's own last write.
+const LATER: Duration = Duration::from_millis(150);
+
+fn mark(path: &Path, boot: [u8; 16]) -> BackingMark {
+    let backing = Backing::open(path, boot).unwrap();
+    backing.settle().unwrap();
+    backing.mark().unwrap()
+}
+
+fn now() -> WallMicros {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    WallMicros(u64::try_from(since.as_micros()).unwrap())
+}
+
+fn write(path: &Path, at: u64) {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(b"somebody was here", at).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// A backing file with its mark as a clean stop leaves it.
+fn file() -> (TempDir, PathBuf, BackingMark) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(SIZE).unwrap();
+    let backing = Backing::open(&path, BOOT).unwrap();
+    backing.name_generation([9; 16]).unwrap();
+    let mut keeper = MarkKeeper::new(backing, dir.path().join("last.mark"));
+    let mark = keeper.finish(&SystemClock::default()).unwrap();
+    (dir, path, mark)
+}
+
+/// What was done to a file, with what a clean stop and a kill make of it.
+type Deed = fn(&Path);
+
+fn nothing(_: &Path) {}
+
+fn edit(path: &Path) {
+    write(path, 4096);
+}
+
+/// As a person who wants to hide it.
+fn edit_and_set_back(path: &Path) {
+    let before = fs::metadata(path).unwrap().modified().unwrap();
+    write(path, 4096);
+    File::options().write(true).open(path).unwrap().set_modified(before).unwrap();
+}
+
+fn replace(path: &Path) {
+    let copy = path.with_extension("copy");
+    fs::copy(path, &copy).unwrap();
+    fs::rename(&copy, path).unwrap();
+}
+
+fn grow(path: &Path) {
+    File::options().write(true).open(path).unwrap().set_len(2 * SIZE).unwrap();
+}
+
+fn verdicts(deed: Deed, boot: [u8; 16]) -> [Option<Change>; 2] {
+    let (_dir, path, was) = file();
+    let last_record = now();
+    std::thread::sleep(LATER);
+    deed(&path);
+    let is = mark(&path, boot);
+    [Ending::Clean, Ending::Killed { last_record }].map(|ending| judge(Some(&was), &is, ending))
+}
+
+#[test]
+fn a_file_that_somebody_changed_is_noticed_after_any_end() {
+    let resized = Change::Resized { was: SIZE, is: 2 * SIZE };
+    for (deed, wanted) in [
+        (nothing as Deed, None),
+        (edit, Some(Change::Edited)),
+        (edit_and_set_back, Some(Change::Edited)),
+        (replace, Some(Change::Replaced)),
+        (grow, Some(resized)),
+    ] {
+        let [clean, killed] = verdicts(deed, BOOT);
+        assert_eq!(clean, wanted);
+        assert_eq!(killed, wanted);
+        // The times of a file outlive the machine's boot.
+        assert_eq!(verdicts(deed, [2; 16])[0], wanted);
+    }
+}
+
+#[test]
+fn an_edit_at_the_very_moment_of_a_clean_stop_is_noticed() {
+    let (_dir, path, was) = file();
+    edit(&path);
+    assert_eq!(judge(Some(&was), &mark(&path, BOOT), Ending::Clean), Some(Change::Edited));
+}
+
+#[test]
+fn what_a_killed_agent_wrote_itself_is_no_change() {
+    let (_dir, path, was) = file();
+    std::thread::sleep(LATER);
+    let last_record = now();
+    edit(&path);
+    let is = mark(&path, BOOT);
+    assert_eq!(judge(Some(&was), &is, Ending::Killed { last_record }), None);
+}
+
+#[test]
+fn a_file_that_was_rolled_back_is_noticed() {
+    let (_dir, path, was) = file();
+    let newer = BackingMark { ctime_ns: was.ctime_ns + 1_000_000_000, ..was };
+    let is = mark(&path, BOOT);
+    let killed = Ending::Killed { last_record: WallMicros(u64::MAX / 2) };
+    for ending in [Ending::Clean, killed] {
+        assert_eq!(judge(Some(&newer), &is, ending), Some(Change::WentBack));
+    }
+    assert!(matches!(judge(None, &is, Ending::Clean), Some(Change::Doubt(_))));
+}
+
+#[test]
+fn a_mark_of_a_running_agent_is_found_by_the_next_one() {
+    let (dir, path, was) = file();
+    let place = dir.path().join("disk.mark");
+    assert_eq!(MarkKeeper::found(&place), None);
+    let mut keeper = MarkKeeper::new(Backing::open(&path, BOOT).unwrap(), place.clone());
+    keeper.keep(Duration::ZERO).unwrap();
+    assert_eq!(MarkKeeper::found(&place), Some(was.clone()));
+    edit(&path);
+    keeper.keep(Duration::from_millis(999)).unwrap();
+    assert_eq!(MarkKeeper::found(&place), Some(was), "not yet time");
+    keeper.keep(Duration::from_secs(1)).unwrap();
+    assert_eq!(MarkKeeper::found(&place), Some(mark(&path, BOOT)));
+    fs::write(&place, "cut o").unwrap();
+    assert_eq!(MarkKeeper::found(&place), None, "nothing to be relied on");
+    keeper.discard();
+    assert!(!place.exists());
+}
+
+/// A loop device, detached at the end.
+struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    /// `None`, which is said, where this machine or user can't have one.
+    fn over(file: &Path) -> Option<Self> {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        match made {
+            Ok(made) if made.status.success() => {
+                Some(Self(String::from_utf8(made.stdout).unwrap().trim().into()))
+            }
+            _ => {
+                eprintln!("skipped: no loop device can be made here");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_device_that_somebody_changed_is_noticed_within_a_boot_and_in_doubt_beyond() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    File::create(&path).unwrap().set_len(SIZE).unwrap();
+    let Some(device) = LoopDevice::over(&path) else { return };
+    let device = &device.0;
+    let was = mark(device, BOOT);
+    assert_eq!(was.size_bytes, SIZE);
+    let killed = Ending::Killed { last_record: now() };
+    assert_eq!(judge(Some(&was), &mark(device, BOOT), Ending::Clean), None);
+    assert_eq!(judge(Some(&was), &mark(device, BOOT), killed), None);
+    let other_boot = judge(Some(&was), &mark(device, [2; 16]), Ending::Clean);
+    assert!(matches!(other_boot, Some(Change::Doubt(_))), "{other_boot:?}");
+
+    write(device, 4096);
+    let is = mark(device, BOOT);
+    assert_eq!(judge(Some(&was), &is, Ending::Clean), Some(Change::Edited));
+    assert!(matches!(judge(Some(&was), &is, killed), Some(Change::Doubt(_))));
+
+    grow(&path);
+    assert!(Command::new("losetup").arg("--set-capacity").arg(device).status().unwrap().success());
+    let resized = Some(Change::Resized { was: SIZE, is: 2 * SIZE });
+    assert_eq!(judge(Some(&was), &mark(device, BOOT), Ending::Clean), resized);
+}
