@@ -224,11 +224,10 @@ fn a_volume_ends_in_two_steps_and_comes_back_anew() {
     // It is known after a restart, and its states can be opened; what is open keeps it.
     let daemon = Daemon::start(dir.path());
     let client = daemon.client();
-    let listen = format!("unix:{}", dir.path().join("export.sock").display());
     let new = NewExport {
         volume: "disk1".into(),
         at: "latest".into(),
-        listen: Some(listen),
+        listen: Some(format!("unix:{}", dir.path().join("export.sock").display())),
         writable: false,
         space_bytes: None,
         fuse: false,

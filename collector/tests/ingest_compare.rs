@@ -10,10 +10,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use ingest_support::{
-    Agent, Change, Daemon, Model, VOLUME_BYTES, change, expect_refusal, hello, resync, time_of,
-    write,
+    Agent, Change, Daemon, Model, VOLUME_BYTES, change, config, expect_refusal, hello, resync,
+    time_of, write,
 };
-use tidemark_collector::config::Config;
 use tidemark_collector::config::settings::Settings;
 use tidemark_collector::error::Severity;
 use tidemark_collector::ingest::compare::answer;
@@ -185,7 +184,7 @@ fn volume_of(data_dir: &Path, changes: &[Change]) -> Arc<Volume<RealStorage>> {
     };
     storage.create_dir(&dir).unwrap();
     manifest.store(&storage, &dir).unwrap();
-    let settings = Settings::new(Config::parse("", Path::new("test.toml")).unwrap());
+    let settings = Settings::new(config(data_dir));
     let volume = Arc::new(Volume::new(dir, manifest, settings));
     let config = JournalConfig { segment_bytes_max: 4096 };
     let mut core = VolumeCore::start(storage, Arc::clone(&volume), Arc::new(Nobody), config);

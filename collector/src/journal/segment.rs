@@ -254,25 +254,20 @@ impl<S: Storage> Segment<S> {
     /// Where the last waypoint for which `before` holds leads; the first record where it holds
     /// for none.
     pub(crate) fn waypoint(&self, before: impl Fn(&Waypoint) -> bool) -> Result<u64, ReadError> {
-        let find = |waypoints: &[Waypoint]| {
-            let behind = waypoints.partition_point(&before);
-            let waypoint = waypoints.get(behind.saturating_sub(1));
-            waypoint.map_or(HEADER_BYTES, |waypoint| u64::from(waypoint.position.get()))
-        };
-        self.with_index(
-            |index, ()| find(index.waypoints()),
-            |tables, ()| find(tables.waypoints),
-            (),
-        )
+        self.last_waypoint(|waypoints| waypoints.partition_point(&before))
     }
 
     /// Where the waypoint before the first one that is later than `time` leads. One after the
     /// other is looked at: times may fall where a clock has jumped back.
     pub(crate) fn waypoint_until(&self, time: WallMicros) -> Result<u64, ReadError> {
         let is_later = |waypoint: &Waypoint| waypoint.time_us.get() > time.0;
+        self.last_waypoint(|all| all.iter().position(is_later).unwrap_or(all.len()))
+    }
+
+    /// Where the last of so many waypoints leads; the first record for none.
+    fn last_waypoint(&self, count: impl Fn(&[Waypoint]) -> usize) -> Result<u64, ReadError> {
         let find = |waypoints: &[Waypoint]| {
-            let behind = waypoints.iter().position(is_later).unwrap_or(waypoints.len());
-            let waypoint = waypoints.get(behind.saturating_sub(1));
+            let waypoint = waypoints.get(count(waypoints).saturating_sub(1));
             waypoint.map_or(HEADER_BYTES, |waypoint| u64::from(waypoint.position.get()))
         };
         self.with_index(

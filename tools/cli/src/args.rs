@@ -95,7 +95,7 @@ pub(crate) enum VolumeCommand {
         /// Name or id of the volume.
         volume: String,
         /// How long the history is kept, such as `7d`; without it as the collector is configured.
-        #[arg(long, value_name = "TIME", value_parser = span)]
+        #[arg(long, value_name = "TIME", value_parser = crate::units::seconds)]
         grace: Option<u64>,
     },
     /// Take a retired volume back.
@@ -119,13 +119,13 @@ pub(crate) struct PolicyArguments {
     /// Name or id of the volume.
     pub(crate) volume: String,
     /// Keep every state that is younger than this, such as `2h` or `7d`.
-    #[arg(long, value_name = "TIME", value_parser = span)]
+    #[arg(long, value_name = "TIME", value_parser = crate::units::seconds)]
     pub(crate) window: Option<u64>,
     /// Let older history go beyond this size of the journal, such as `10GiB`; `0`: no limit.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::units::size)]
     pub(crate) journal_max: Option<u64>,
     /// Make a point that often when something was written, such as `30s`; `0`: never.
-    #[arg(long, value_name = "TIME", value_parser = span)]
+    #[arg(long, value_name = "TIME", value_parser = crate::units::seconds)]
     pub(crate) point_interval: Option<u64>,
     /// Go back to the collector's defaults, but for what else is given.
     #[arg(long)]
@@ -320,51 +320,6 @@ pub(crate) enum JobCommand {
     },
 }
 
-/// A span of time such as `30s`, `2h` or `1d12h`, in seconds; `0` is none.
-fn span(text: &str) -> Result<u64, String> {
-    let wrong = || "write for instance 30s, 5m, 2h, 7d or 1d12h".to_owned();
-    let (mut total, mut rest) = (0u64, text);
-    if rest == "0" {
-        return Ok(0);
-    }
-    if rest.is_empty() {
-        return Err(wrong());
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
-        let mut behind = rest[digits..].chars();
-        let seconds = match behind.next() {
-            Some('s') => 1,
-            Some('m') => 60,
-            Some('h') => 3_600,
-            Some('d') => 86_400,
-            Some('w') => 7 * 86_400,
-            _ => return Err(wrong()),
-        };
-        let part = number.checked_mul(seconds).ok_or_else(wrong)?;
-        total = total.checked_add(part).ok_or_else(wrong)?;
-        rest = behind.as_str();
-    }
-    Ok(total)
-}
-
-/// A size such as `10GiB` or `512MiB`, in bytes; a bare number is bytes.
-fn size(text: &str) -> Result<u64, String> {
-    let wrong = || "write for instance 512MiB, 10GiB or a number of bytes".to_owned();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-    let unit = match text[digits..].to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "t" | "tib" => 1 << 40,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(unit).ok_or_else(wrong)
-}
-
 fn listen_address(text: &str) -> Result<String, String> {
     let good = match text.split_once(':') {
         Some(("unix", path)) => path.starts_with('/'),
@@ -408,22 +363,6 @@ mod tests {
         let parsed = parse("tidemark export stop 7").expect("a command");
         let Command::Export(export) = parsed.command else { panic!("{parsed:?}") };
         assert!(matches!(export.command, Some(ExportCommand::Stop(ExportStop { id: 7, .. }))));
-    }
-
-    #[test]
-    fn spans_and_sizes_are_read_with_their_units() {
-        for (text, wanted) in [("0", 0), ("30s", 30), ("1d12h", 129_600), ("2w", 1_209_600)] {
-            assert_eq!(span(text), Ok(wanted), "{text}");
-        }
-        for (text, wanted) in [("0", 0), ("512MiB", 512 << 20), ("10g", 10 << 30), ("7", 7)] {
-            assert_eq!(size(text), Ok(wanted), "{text}");
-        }
-        for text in ["", "5", "s", "5y", "-1s", "99999999999999999999s", "18446744073709551615w"] {
-            assert!(span(text).is_err(), "{text:?}");
-        }
-        for text in ["", "GiB", "1.5GiB", "1XiB", "-1", "18446744073709551615GiB"] {
-            assert!(size(text).is_err(), "{text:?}");
-        }
     }
 
     #[test]

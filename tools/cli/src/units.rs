@@ -1,4 +1,4 @@
-//! Sizes as people type them.
+//! Sizes and spans of time as people type them.
 
 /// Units, largest first; a bare number is bytes.
 const UNITS: [(&str, u64); 8] = [
@@ -23,6 +23,35 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).ok_or_else(wrong)
 }
 
+/// A span of time such as `30s`, `2h` or `1d12h`, in seconds; `0` is none.
+pub(crate) fn seconds(text: &str) -> Result<u64, String> {
+    let wrong = || "write for instance 30s, 5m, 2h, 7d or 1d12h".to_owned();
+    let (mut total, mut rest) = (0u64, text);
+    if rest == "0" {
+        return Ok(0);
+    }
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let mut behind = rest[digits..].chars();
+        let seconds = match behind.next() {
+            Some('s') => 1,
+            Some('m') => 60,
+            Some('h') => 3_600,
+            Some('d') => 86_400,
+            Some('w') => 7 * 86_400,
+            _ => return Err(wrong()),
+        };
+        let part = number.checked_mul(seconds).ok_or_else(wrong)?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+        rest = behind.as_str();
+    }
+    Ok(total)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,6 +65,16 @@ mod tests {
         }
         for text in ["", "GiB", "1.5G", "-1", "1GB", "99999999TiB"] {
             size(text).expect_err(text);
+        }
+    }
+
+    #[test]
+    fn spans_of_time_have_units() {
+        for (text, wanted) in [("0", 0), ("30s", 30), ("1d12h", 129_600), ("2w", 1_209_600)] {
+            assert_eq!(seconds(text), Ok(wanted), "{text}");
+        }
+        for text in ["", "5", "s", "5y", "-1s", "99999999999999999999s", "18446744073709551615w"] {
+            seconds(text).expect_err(text);
         }
     }
 }
