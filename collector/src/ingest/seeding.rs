@@ -20,7 +20,7 @@ use super::change::Decision;
 use super::manifest::Manifest;
 use super::volume::{Volume, VolumeCore, volume_dir};
 use super::volumes::Volumes;
-use crate::error::{Failure, Result, Severity};
+use crate::error::{Failure, NotOffered, Result, Severity};
 use crate::seed::SeedBuilder;
 use crate::storage::Storage;
 
@@ -113,8 +113,14 @@ impl<S: Storage> VolumeCore<S> {
             return refused("is being seeded already".to_owned());
         }
         let held = self.shared.held()?;
-        let newest = held.reader.floor(held.reader.durable())?;
-        if let Some((seq, _)) = newest.filter(|(seq, _)| *seq > Seq(0)) {
+        let durable = held.reader.durable();
+        let newest = match held.reader.offerable(durable) {
+            Ok(()) => Some(durable),
+            Err(NotOffered::InSpan { before, .. }) => before,
+            // A damaged journal may hold states; a person has to look at it first.
+            Err(_) => Some(durable),
+        };
+        if let Some(seq) = newest.filter(|seq| *seq > Seq(0)) {
             return refused(format!("has states that can be opened, the newest is seq:{seq}"))
                 .map_err(|failure| {
                     failure.with_hint("an image is only of use before the first copy is whole")
