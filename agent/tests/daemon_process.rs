@@ -49,8 +49,8 @@ fn volumes_come_and_go_while_it_runs_and_a_clean_stop_leaves_nothing_to_copy() {
     let mut socket = std::os::unix::net::UnixStream::connect(place.path("nbd")).unwrap();
     assert!(nbd::client::handshake(&mut socket, b"two").is_err(), "nobody else can open it");
     drop(client);
-    wait_for("closed", || place.status("two").is_none().then_some(()));
     let clean = |line: &str| line.contains("clean: all acknowledged") && line.contains("two");
+    wait_for("closed", || place.status("two").is_none().then_some(()));
     assert!(agent.log().lines().any(clean), "{}", agent.log());
 
     // All three again: nothing is copied, also not the one that came back.
@@ -222,7 +222,9 @@ fn a_backing_file_that_was_edited_while_no_agent_ran_is_compared() {
     assert!(agent.log().contains("it was written while no agent served it"), "{}", agent.log());
 
     // After a kill: what the agent wrote itself is no change, what came later is one.
-    place.client("two").write_all(&[9; 65536]).unwrap();
+    let mut client = place.client("two");
+    client.write_all(&[9; 65536]).unwrap();
+    client.flush().unwrap();
     agent.kill();
     let agent = Agent::start(&place);
     id("two");

@@ -13,12 +13,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Journals the changes of protected disks and gives back any state of them.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// The configuration; without it /etc/tidemark/collector.toml, where every key has a default
     /// and the file may be missing. Without a command the daemon runs in the foreground until
     /// SIGTERM or SIGINT.
-    #[arg(long, value_name = "PATH", global = true)]
+    #[arg(long, value_name = "PATH")]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
@@ -27,7 +27,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Says whether a configuration is right, and if not, where and what to do. Nothing is started.
-    Check,
+    Check {
+        /// The configuration; without it the one that the daemon would use.
+        #[arg(long, value_name = "PATH")]
+        config: Option<PathBuf>,
+    },
     /// Says what is in a segment file of a journal, and whether it is whole.
     Inspect {
         /// The segment file.
@@ -39,7 +43,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command {
         None => run(arguments.config.as_deref()),
-        Some(Command::Check) => check(arguments.config.as_deref()),
+        Some(Command::Check { config }) => check(config.as_deref()),
         Some(Command::Inspect { file }) => inspect(&file),
     }
 }

@@ -14,7 +14,7 @@ use ingest_support::{
     Agent, Daemon, Model, VOLUME_BYTES, change, config, hello, resync, time_of, write,
 };
 use tidemark_collector::control::api::{
-    ErrorKind, Job, JobState, NewExport, NewPoint, NewRestore, PointKind, Severity,
+    ErrorKind, Job, JobState, NewExport, NewPoint, NewRestore, PointFilter, PointKind, Severity,
 };
 use tidemark_collector::control::client::{Client, ClientError};
 use tidemark_collector::daemon;
@@ -96,7 +96,7 @@ fn a_point_is_listed_when_it_is_durable_and_found_by_name() {
     std::fs::remove_file(dir.path().join("data/catalog.sqlite")).unwrap();
     let daemon = Daemon::start(dir.path());
     let client = daemon.client();
-    let list = client.points("disk1").unwrap();
+    let list = client.points("disk1", &PointFilter::default()).unwrap();
     assert_eq!(list.points, std::slice::from_ref(&point));
     assert_eq!(list.latest.unwrap().seq, point.seq + 3);
     assert_eq!(list.oldest.unwrap().seq, states[0].0.0);
@@ -149,7 +149,10 @@ fn a_restore_is_the_state_sparse_and_never_by_halves() {
             volume: "disk1".into(),
             at: format!("seq:{seq}"),
             target: target.clone(),
+            format: None,
             overwrite: true,
+            restart: false,
+            erase: false,
         };
         let job = finished(&client, client.create_restore(&new).unwrap());
         assert_eq!(job.state, JobState::Done, "{:?}", job.error);
@@ -162,8 +165,13 @@ fn a_restore_is_the_state_sparse_and_never_by_halves() {
         volume: "disk1".into(),
         at: "latest".into(),
         target: target.to_owned(),
+        format: None,
         overwrite,
+        restart: false,
+        erase: false,
     };
+    let plan = client.plan_restore(&new(&dir.path().join("disk.img"), false)).unwrap();
+    assert_eq!((plan.destroys, plan.resumes_at_bytes, plan.total_bytes), (None, 0, VOLUME_BYTES));
     for (path, kind, words) in [
         (target.as_path(), ErrorKind::Conflict, "exists"),
         (&dir.path().join("none/out.img"), ErrorKind::NotFound, "none"),

@@ -12,6 +12,8 @@ use ingest_support::{
     Agent, Change, Daemon, Model, VOLUME_BYTES, change, expect_refusal, hello, resync, time_of,
     write,
 };
+use tidemark_collector::config::Config;
+use tidemark_collector::config::settings::Settings;
 use tidemark_collector::error::Severity;
 use tidemark_collector::ingest::compare::answer;
 use tidemark_collector::ingest::manifest::Manifest;
@@ -20,6 +22,7 @@ use tidemark_collector::ingest::port::SessionPort;
 use tidemark_collector::ingest::session::Batch;
 use tidemark_collector::ingest::volume::{Command, Opening, Volume, VolumeCore, volume_dir};
 use tidemark_collector::journal::{JournalConfig, Mark};
+use tidemark_collector::policy::Overrides;
 use tidemark_collector::storage::{RealStorage, Storage};
 use tidemark_wire::body::Bookmark;
 use tidemark_wire::compare::{
@@ -136,8 +139,10 @@ struct Nobody;
 
 impl Observer for Nobody {
     fn volume(&self, _: &Manifest) {}
+    fn seen(&self, _: &Manifest) {}
     fn history(&self, _: VolumeId, _: &[Mark]) {}
     fn marks(&self, _: VolumeId, _: &[Mark]) {}
+    fn trimmed(&self, _: VolumeId, _: Seq) {}
     fn event(&self, _: Severity, _: Option<&str>, _: String) {}
 }
 
@@ -173,10 +178,14 @@ fn volume_of(data_dir: &Path, changes: &[Change]) -> Arc<Volume<RealStorage>> {
         epoch: Epoch(0),
         agent: hello.agent,
         created: WallMicros(1),
+        policy: Overrides::default(),
+        retired: None,
+        seeded: false,
     };
     storage.create_dir(&dir).unwrap();
     manifest.store(&storage, &dir).unwrap();
-    let volume = Arc::new(Volume::new(dir, manifest));
+    let settings = Settings::new(Config::parse("", Path::new("test.toml")).unwrap());
+    let volume = Arc::new(Volume::new(dir, manifest, settings));
     let config = JournalConfig { segment_bytes_max: 4096 };
     let mut core = VolumeCore::start(storage, Arc::clone(&volume), Arc::new(Nobody), config);
     let port = Arc::<Port>::default();

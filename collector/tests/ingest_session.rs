@@ -18,7 +18,15 @@ use tidemark_wire::{Epoch, RecordKind, Seq};
 /// Restores a state and returns the file's bytes.
 fn restored(client: &Client, at: &str, dir: &std::path::Path) -> Vec<u8> {
     let target = dir.join("restored.img");
-    let new = NewRestore { volume: "disk1".into(), at: at.into(), target, overwrite: true };
+    let new = NewRestore {
+        volume: "disk1".into(),
+        at: at.into(),
+        target,
+        format: None,
+        overwrite: true,
+        restart: false,
+        erase: false,
+    };
     let mut job = client.create_restore(&new).unwrap();
     while job.state == JobState::Running {
         std::thread::yield_now();

@@ -42,7 +42,7 @@ memory_group_make() {
     mkdir "$MEMORY_GROUP"
     later memory_group_remove "$MEMORY_GROUP"
     echo $(($2 << 20)) >"$MEMORY_GROUP/$(memory_group_limit_file)"
-    # shellcheck disable=SC2016  # expanded by the inner shell
+    # shellcheck disable=SC2016,SC2034  # expanded by the inner shell; used by who sources this
     MEMORY_GROUP_WITHIN=(bash -c 'echo $$ >"$0/cgroup.procs" && exec "$@"' "$MEMORY_GROUP")
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use tidemark_wire::AgentId;
 
+use super::holder;
 use crate::random::Random;
 
 /// The lock on a state directory; it lasts as long as this value.
@@ -33,14 +34,17 @@ impl Instance {
         let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-                let mut pid = String::new();
-                // The number is only for the message.
-                let _ = file.read_to_string(&mut pid);
+                // The lock tells who has it; the number in the file may be that of the one before.
+                let holder = holder::of(&path).unwrap_or_else(|| {
+                    let mut pid = String::new();
+                    // It is only for the message.
+                    let _ = file.read_to_string(&mut pid);
+                    format!("process {}", pid.trim())
+                });
                 bail!(
-                    "state directory {}: another agent uses it (process {}); stop that one, or \
-                     give this one a state_dir of its own",
-                    dir.display(),
-                    pid.trim()
+                    "state directory {}: another agent uses it, {holder}; stop that one, or give \
+                     this one a state_dir of its own",
+                    dir.display()
                 );
             }
             Err((_, error)) => {

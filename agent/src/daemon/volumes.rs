@@ -44,7 +44,8 @@ struct Entry {
 enum Stage {
     Served(Running, Weak<Served>),
     Leaving(Running, Weak<Served>),
-    Closing(JoinHandle<()>),
+    /// With what a person saw of it when that began.
+    Closing(JoinHandle<()>, Box<VolumeStatus>),
 }
 
 /// What the outside is told of a served volume.
@@ -143,7 +144,7 @@ impl Volumes {
                 let block_bytes = unit_bytes(volume);
                 Some(Facts { id: volume.id(), size_bytes: volume.size_bytes(), block_bytes })
             }
-            Stage::Leaving(..) | Stage::Closing(_) => None,
+            Stage::Leaving(..) | Stage::Closing(..) => None,
         }
     }
 
@@ -180,7 +181,7 @@ impl Volumes {
 
     /// What a person sees of all volumes.
     pub(super) fn list(&self) -> Vec<VolumeStatus> {
-        self.by_name.values().filter_map(status).collect()
+        self.by_name.values().map(status).collect()
     }
 
     /// Does for each volume what has to be done now and then, and closes those that left.
@@ -191,7 +192,7 @@ impl Volumes {
                 Stage::Served(running, _) | Stage::Leaving(running, _) => {
                     running.keep(clock.as_ref());
                 }
-                Stage::Closing(_) => {}
+                Stage::Closing(..) => {}
             }
         }
         let left = self.by_name.iter().filter(|(_, entry)| entry.is_left());
@@ -200,7 +201,7 @@ impl Volumes {
             self.close(&name);
         }
         self.by_name.retain(|_, entry| match &entry.stage {
-            Stage::Closing(thread) => !thread.is_finished(),
+            Stage::Closing(thread, _) => !thread.is_finished(),
             Stage::Served(..) | Stage::Leaving(..) => true,
         });
     }
@@ -208,6 +209,8 @@ impl Volumes {
     /// Drains and closes a volume that nobody uses, on a thread of its own.
     fn close(&mut self, name: &str) {
         let Some(entry) = self.by_name.remove(name) else { return };
+        let mut seen = status(&entry);
+        seen.notes.push("nobody uses it any more: it is drained and closed".to_owned());
         let Stage::Leaving(running, _) = entry.stage else {
             self.by_name.insert(name.to_owned(), entry);
             return;
@@ -221,7 +224,7 @@ impl Volumes {
         };
         match std::thread::Builder::new().name(format!("close-{name}")).spawn(work) {
             Ok(thread) => {
-                let stage = Stage::Closing(thread);
+                let stage = Stage::Closing(thread, Box::new(seen));
                 self.by_name.insert(name.to_owned(), Entry { stage, ..entry });
             }
             // The volume was dropped without a word to the collector: as after a kill.
@@ -232,15 +235,11 @@ impl Volumes {
     /// Flushes the backing stores and waits until the collector has everything. Nobody changes a
     /// volume any more.
     pub(super) fn drain(self) -> Vec<Stopped> {
-        let mut running = Vec::new();
+        let (mut running, mut closing) = (Vec::new(), Vec::new());
         for (name, entry) in self.by_name {
             match entry.stage {
                 Stage::Served(one, _) | Stage::Leaving(one, _) => running.push(one),
-                Stage::Closing(thread) => {
-                    if thread.join().is_err() {
-                        tracing::error!(volume = name, "the thread that closed it panicked");
-                    }
-                }
+                Stage::Closing(thread, _) => closing.push((name, thread)),
             }
         }
         // All of them drain at the same time, however many there are.
@@ -251,7 +250,13 @@ impl Volumes {
         );
         let clock = self.around.clock.as_ref();
         let deadline = clock.monotonic() + DRAIN_PATIENCE;
-        running.into_iter().map(|one| one.drain(deadline, clock)).collect()
+        let stopped = running.into_iter().map(|one| one.drain(deadline, clock)).collect();
+        for (name, thread) in closing {
+            if thread.join().is_err() {
+                tracing::error!(volume = name, "the thread that closed it panicked");
+            }
+        }
+        stopped
     }
 }
 
@@ -262,11 +267,11 @@ impl Entry {
     }
 }
 
-fn status(entry: &Entry) -> Option<VolumeStatus> {
+fn status(entry: &Entry) -> VolumeStatus {
     let (running, served, leaving) = match &entry.stage {
         Stage::Served(running, served) => (running, served, false),
         Stage::Leaving(running, served) => (running, served, true),
-        Stage::Closing(_) => return None,
+        Stage::Closing(_, seen) => return (**seen).clone(),
     };
     let volume: &ProtectedVolume = running.volume();
     // One is the list of exports.
@@ -276,7 +281,7 @@ fn status(entry: &Entry) -> Option<VolumeStatus> {
         notes.push("no direct I/O on its backing store: the page cache is used".to_owned());
     }
     notes.extend(entry.attachment.note());
-    Some(VolumeStatus {
+    VolumeStatus {
         name: volume.name().to_owned(),
         id: volume.id().to_string(),
         backing: entry.backing.clone(),
@@ -288,5 +293,5 @@ fn status(entry: &Entry) -> Option<VolumeStatus> {
         ring_used_bytes: volume.capture().ring().used().bytes,
         attached: entry.attachment.attached().cloned(),
         notes,
-    })
+    }
 }

@@ -84,7 +84,7 @@ fn an_agent_is_forgotten_until_it_comes_again() {
         catalog.put_volume(&row, WallMicros(1)).await.unwrap();
         catalog.agent_seen(agent, WallMicros(2)).await.unwrap();
         let seen = AgentRow { id: agent, first_seen: WallMicros(1), last_seen: WallMicros(2) };
-        assert_eq!(catalog.agents().await.unwrap(), [seen.clone()]);
+        assert_eq!(catalog.agents().await.unwrap(), std::slice::from_ref(&seen));
         catalog.forget_agent(agent, WallMicros(3)).await.unwrap();
         // A restart of the collector finds the volume, and that is no sign of life.
         catalog.put_volume(&row, WallMicros(4)).await.unwrap();
@@ -150,13 +150,14 @@ fn jobs_end_once_and_stale_ones_are_named() {
         catalog.end_job(first, 100, &done, WallMicros(5)).await.unwrap();
         let failed = JobOutcome::Failed(Failure::invalid("no").with_hint("yes"));
         catalog.end_job(second, 7, &failed, WallMicros(5)).await.unwrap();
-        catalog.end_stale_jobs(WallMicros(6)).await.unwrap();
+        let left = catalog.end_stale_jobs(WallMicros(6)).await.unwrap();
+        assert_eq!(left.len(), 1);
         let jobs = catalog.jobs().await.unwrap();
         assert_eq!((jobs[0].status, jobs[0].written_bytes), (JobStatus::Done, Some(3)));
         let error = (FailureKind::Invalid, "no".to_owned(), Some("yes".to_owned()));
         assert_eq!(jobs[1].error, Some(error));
         let stale = catalog.job(third).await.unwrap();
-        assert_eq!((stale.status, stale.finished), (JobStatus::Failed, Some(WallMicros(6))));
+        assert_eq!((stale.status, stale.finished), (JobStatus::Interrupted, Some(WallMicros(6))));
         assert_eq!(catalog.job(99).await.unwrap_err().kind, FailureKind::NotFound);
     });
 }

@@ -22,10 +22,13 @@ pub enum JobStatus {
     Failed,
     /// Ended because a person wanted it to.
     Cancelled,
+    /// Ended because the collector did.
+    Interrupted,
 }
 
 impl JobStatus {
-    const ALL: [Self; 4] = [Self::Running, Self::Done, Self::Failed, Self::Cancelled];
+    const ALL: [Self; 5] =
+        [Self::Running, Self::Done, Self::Failed, Self::Cancelled, Self::Interrupted];
 
     const fn name(self) -> &'static str {
         match self {
@@ -33,6 +36,7 @@ impl JobStatus {
             Self::Done => "done",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
         }
     }
 }
@@ -86,14 +90,19 @@ pub enum JobOutcome {
     Failed(Failure),
     /// Because a person wanted it to.
     Cancelled,
+    /// Because the collector ends.
+    Interrupted,
 }
 
 impl JobOutcome {
-    fn status(&self) -> JobStatus {
+    /// How the job stands then.
+    #[must_use]
+    pub fn status(&self) -> JobStatus {
         match self {
             Self::Done { .. } => JobStatus::Done,
             Self::Failed(_) => JobStatus::Failed,
             Self::Cancelled => JobStatus::Cancelled,
+            Self::Interrupted => JobStatus::Interrupted,
         }
     }
 }
@@ -172,20 +181,19 @@ impl Catalog {
         ended.await.map_err(self.failed("write a job"))
     }
 
-    /// Marks jobs that an earlier daemon left as running. Call it once, at start.
+    /// Marks jobs that an earlier daemon left as running; returns them. Call it once, at start.
     ///
     /// # Errors
     /// `Internal`.
-    pub async fn end_stale_jobs(&self, now: WallMicros) -> Result<()> {
+    pub async fn end_stale_jobs(&self, now: WallMicros) -> Result<Vec<JobRow>> {
         sqlx::query(
-            "UPDATE jobs SET status = 'failed', finished_us = ?, error_kind = 'unavailable',
-             error_message = 'the collector was stopped', error_hint = 'start it once more'
-             WHERE status = 'running'",
+            "UPDATE jobs SET status = 'interrupted', finished_us = ? WHERE status = 'running'
+             RETURNING *",
         )
         .bind(stored(now.0))
-        .execute(&self.pool)
+        .try_map(|row: SqliteRow| job(&row))
+        .fetch_all(&self.pool)
         .await
-        .map(|_| ())
         .map_err(self.failed("write jobs"))
     }
 

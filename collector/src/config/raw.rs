@@ -212,8 +212,8 @@ impl Source<'_> {
             Some(right) if POLICY_KEYS.contains(&right) => {
                 format!("did you mean {right} in the table [policy]?")
             }
-            Some(right) if right == "policy" => "did you mean the table [policy]?".to_owned(),
-            Some(right) => format!("did you mean {right}, above all tables?"),
+            Some("policy") => "did you mean the table [policy]?".to_owned(),
+            Some(right) => format!("did you mean {right}?"),
             None => format!(
                 "the keys are {}; in the table [policy] {}",
                 KEYS[..KEYS.len() - 1].join(", "),

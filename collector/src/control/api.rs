@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::volume::{
-    AgentInfo, AgentVolume, Erased, NewPolicy, NewRetire, PointFilter, PolicyInfo, Reloaded,
-    RetiredInfo,
+    AgentInfo, AgentVolume, Erased, NewPolicy, NewRetire, NewSeed, PointFilter, PolicyInfo,
+    Reloaded, RetiredInfo,
 };
 pub use crate::config::CONTROL_SOCKET_DEFAULT;
 
@@ -348,7 +348,18 @@ pub struct ExportInfo {
     pub problem: Option<String>,
 }
 
-/// Body of `POST /v1/restores`; the answer is a [`Job`].
+/// How a restored disk is laid out in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetFormat {
+    /// Byte for byte, with holes.
+    Raw,
+    /// An image of QEMU's format of that name.
+    Qcow2,
+}
+
+/// Body of `POST /v1/restores`, whose answer is a [`Job`], and of `POST /v1/restores/plan`, whose
+/// answer is a [`RestorePlan`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewRestore {
@@ -356,11 +367,43 @@ pub struct NewRestore {
     pub volume: String,
     /// Which state.
     pub at: String,
-    /// Absolute path of the file to make, on the collector's machine.
+    /// Absolute path on the collector's machine: of the file to make, or of a block device.
     pub target: PathBuf,
+    /// How to lay it out; without it by the name (`.qcow2`), or as an unfinished restore to the
+    /// same target has begun.
+    #[serde(default)]
+    pub format: Option<TargetFormat>,
     /// Replace the file when it exists.
     #[serde(default)]
     pub overwrite: bool,
+    /// Begin anew, also when an unfinished restore to the same target could be gone on with.
+    #[serde(default)]
+    pub restart: bool,
+    /// Overwrite the target when it is a block device.
+    #[serde(default)]
+    pub erase: bool,
+}
+
+/// What a restore would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePlan {
+    /// The volume's name.
+    pub volume: String,
+    /// The state.
+    pub state: StateInfo,
+    /// Where it would go; a device by its own name.
+    pub target: PathBuf,
+    /// How it would be laid out.
+    pub format: TargetFormat,
+    /// The block device whose content would be lost, described.
+    pub destroys: Option<String>,
+    /// What else a person should know.
+    pub note: Option<String>,
+    /// Bytes of the disk, from its start, that an earlier run has written; they are checked and
+    /// not written again.
+    pub resumes_at_bytes: u64,
+    /// Bytes of the disk.
+    pub total_bytes: u64,
 }
 
 /// How far a job is.
@@ -375,6 +418,8 @@ pub enum JobState {
     Failed,
     /// Ended because a person wanted it to.
     Cancelled,
+    /// Ended because the collector was stopped or killed.
+    Interrupted,
 }
 
 /// A piece of long work.
@@ -382,17 +427,17 @@ pub enum JobState {
 pub struct Job {
     /// Number of the job.
     pub id: u64,
-    /// What it does: "restore".
+    /// What it does: "restore" or "seed".
     pub kind: String,
     /// The volume's name.
     pub volume: String,
-    /// The state, as it was asked for.
+    /// The state, as it was asked for; empty for a seeding.
     pub at: String,
-    /// The state that is worked on.
+    /// The state that is worked on; 0 for a seeding.
     pub state_seq: u64,
     /// When that state was captured.
     pub state_time: Option<Timestamp>,
-    /// The file that is made.
+    /// The file or device that is written; for a seeding the image that is read.
     pub target: PathBuf,
     /// How it stands.
     pub state: JobState,
@@ -408,14 +453,18 @@ pub struct Job {
     pub result: Option<RestoreResult>,
     /// Why it failed, when `state` is `failed`.
     pub error: Option<ErrorInfo>,
+    /// The command that goes on with it, when it has ended early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub go_on: Option<String>,
 }
 
-/// What a restore has done.
+/// What a job has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreResult {
-    /// Bytes written to the file; the rest reads as zeroes and takes no space.
+    /// Bytes that this job has written; the rest reads as zeroes, or was there already from an
+    /// earlier job that this one went on with.
     pub written_bytes: u64,
-    /// Length of the file.
+    /// Bytes of the disk.
     pub size_bytes: u64,
     /// Blocks whose checksums were compared with what was read, and held.
     pub checksums_verified: u64,

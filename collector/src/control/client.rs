@@ -16,8 +16,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::api::{
-    ErrorBody, ErrorInfo, Event, ExportInfo, Job, NewExport, NewRestore, RecordPage, SegmentInfo,
-    StateInfo, Status, VolumeStatus,
+    ErrorBody, ErrorInfo, Event, ExportInfo, Job, NewExport, NewRestore, RecordPage, RestorePlan,
+    SegmentInfo, StateInfo, Status, VolumeStatus,
 };
 
 /// Longest wait for one answer. Creating a point waits for the agent, so this is generous.
@@ -169,6 +169,14 @@ impl Client {
     ) -> Result<ExportInfo, ClientError> {
         let path = format!("/v1/exports/{id}?discard={discard}&force={force}");
         self.call(Method::DELETE, &path, Bytes::new())
+    }
+
+    /// What a restore would do; nothing is begun.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub fn plan_restore(&self, new: &NewRestore) -> Result<RestorePlan, ClientError> {
+        self.post("/v1/restores/plan", new)
     }
 
     /// Begins a restore.

@@ -11,6 +11,7 @@ use crate::journal::{InspectedRecord, MarkBody, SegmentInfo};
 use crate::points::at::State;
 use crate::points::{Point, timestamp};
 use crate::policy::Policy;
+use crate::restore::Format;
 
 pub(super) fn error(failure: &Failure) -> api::ErrorInfo {
     api::ErrorInfo {
@@ -145,6 +146,7 @@ pub(super) fn job(row: JobRow, running_done_bytes: Option<u64>) -> api::Job {
         }),
         _ => None,
     };
+    let go_on = super::jobs::go_on(&row);
     api::Job {
         id: row.id,
         kind: row.kind,
@@ -158,6 +160,7 @@ pub(super) fn job(row: JobRow, running_done_bytes: Option<u64>) -> api::Job {
             JobStatus::Done => api::JobState::Done,
             JobStatus::Failed => api::JobState::Failed,
             JobStatus::Cancelled => api::JobState::Cancelled,
+            JobStatus::Interrupted => api::JobState::Interrupted,
         },
         done_bytes: running_done_bytes.unwrap_or(row.done_bytes),
         total_bytes: row.total_bytes,
@@ -169,5 +172,20 @@ pub(super) fn job(row: JobRow, running_done_bytes: Option<u64>) -> api::Job {
             message,
             hint,
         }),
+        go_on,
+    }
+}
+
+pub(super) fn format(format: Format) -> api::TargetFormat {
+    match format {
+        Format::Raw => api::TargetFormat::Raw,
+        Format::Qcow2 => api::TargetFormat::Qcow2,
+    }
+}
+
+pub(super) fn wanted_format(format: api::TargetFormat) -> Format {
+    match format {
+        api::TargetFormat::Raw => Format::Raw,
+        api::TargetFormat::Qcow2 => Format::Qcow2,
     }
 }

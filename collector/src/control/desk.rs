@@ -48,7 +48,7 @@ impl<S: Storage> Desk<S> {
     #[must_use]
     pub fn new(sources: Sources<S>) -> Arc<Self> {
         let started = crate::points::timestamp(sources.clock.wall());
-        let exports = LiveExports::new(sources.settings.now().exports_max);
+        let exports = LiveExports::new();
         Arc::new(Self { sources, exports, jobs: RunningJobs::default(), started })
     }
 

@@ -1,4 +1,8 @@
-//! Long work: restores.
+//! Long work: what runs, what has run, and how it is ended.
+//!
+//! What enters: work that was admitted, with its row. What leaves: the row's end in the catalog,
+//! and an event. A job is either running here or ended in the catalog; one that a killed collector
+//! leaves as running is marked as interrupted by the next one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,13 +15,17 @@ use super::{api, convert};
 use crate::catalog::{JobOutcome, JobRow, JobStatus};
 use crate::error::{Failure, Result, Severity};
 use crate::ingest::observer::Observer;
-use crate::restore::{Progress, Restored, check_outside, check_target, restore};
+use crate::restore::{self, Progress};
 use crate::storage::Storage;
 
 /// Jobs that may run at a time.
 const RUNNING_MAX: usize = 4;
-/// How long a stop waits for jobs that were cancelled.
-const STOP_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long a stop waits for jobs that were cancelled; they sync what they have written.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(20);
+/// A job that writes a state to a file or device.
+pub(super) const RESTORE: &str = "restore";
+/// A job that makes an image the beginning of a volume.
+pub(super) const SEED: &str = "seed";
 
 /// Jobs that run now, by number.
 pub(super) struct RunningJobs {
@@ -30,6 +38,8 @@ struct Running {
     /// Jobs that were admitted and have no number yet.
     starting: Vec<std::path::PathBuf>,
     jobs: BTreeMap<u64, Job>,
+    /// The daemon ends; whoever is cancelled now is interrupted.
+    stopping: bool,
 }
 
 struct Job {
@@ -50,8 +60,10 @@ impl RunningJobs {
 
     /// Cancels all and waits until they are gone, a bounded time.
     pub(super) async fn stop(&self) {
-        for job in self.lock().jobs.values() {
-            job.progress.cancel();
+        {
+            let mut running = self.lock();
+            running.stopping = true;
+            running.jobs.values().for_each(|job| job.progress.cancel());
         }
         let mut count = self.count.subscribe();
         let gone = tokio::time::timeout(STOP_WAIT_MAX, count.wait_for(|count| *count == 0)).await;
@@ -62,13 +74,16 @@ impl RunningJobs {
 
     fn admit(&self, target: &std::path::Path) -> Result<()> {
         let mut running = self.lock();
+        if running.stopping {
+            return Err(Failure::unavailable("the collector is stopping"));
+        }
         if running.jobs.len() + running.starting.len() >= RUNNING_MAX {
             return Err(Failure::unavailable(format!("{RUNNING_MAX} jobs are running"))
                 .with_hint("wait for one of them, or cancel it"));
         }
         let taken = |path: &std::path::PathBuf| path == target;
         if running.starting.iter().any(taken) || running.jobs.values().any(|j| taken(&j.target)) {
-            let message = format!("{} is being restored already", target.display());
+            let message = format!("another job is at work on {}", target.display());
             return Err(Failure::conflict(message));
         }
         running.starting.push(target.to_owned());
@@ -106,64 +121,88 @@ impl RunningJobs {
     }
 }
 
+/// How a piece of work ended when it did not fail.
+pub(super) enum Ended {
+    Done {
+        written_bytes: u64,
+        checksums_verified: u64,
+        /// For the event.
+        message: String,
+    },
+    Cancelled,
+}
+
+/// The command that goes on with a job that has ended early.
+pub(crate) fn go_on(row: &JobRow) -> Option<String> {
+    match row.status {
+        JobStatus::Running | JobStatus::Done => None,
+        JobStatus::Failed | JobStatus::Cancelled | JobStatus::Interrupted => Some(command(row)),
+    }
+}
+
+fn command(row: &JobRow) -> String {
+    if row.kind == SEED {
+        let image = restore::quoted(&row.target.to_string_lossy());
+        return format!("tidemark volume seed {} --from {image}", restore::quoted(&row.volume));
+    }
+    restore::command(&row.volume, row.seq, &row.target)
+}
+
+/// What people are told of a job that an earlier daemon left.
+pub(crate) fn interruption(row: &JobRow) -> String {
+    let (id, kind, target) = (row.id, &row.kind, row.target.display());
+    let command = command(row);
+    format!("job {id} ({kind}, {target}) ended with the collector; go on with: {command}")
+}
+
 impl<S: Storage> Desk<S> {
-    pub(super) async fn create_restore(self: &Arc<Self>, new: api::NewRestore) -> Result<api::Job> {
-        let (target, overwrite) = (new.target.clone(), new.overwrite);
-        let data_dir = self.sources.settings.now().data_dir.clone();
-        blocking(move || {
-            check_target(&target, overwrite)?;
-            check_outside(&target, &data_dir)
-        })
-        .await?;
-        let (volume, state) = self.find_state(&new.volume, &new.at).await?;
-        let view = self.open_view(&volume, &state).await?;
-        self.jobs.admit(&new.target)?;
-        let mut row = JobRow {
-            id: 0,
-            kind: "restore".to_owned(),
-            volume: volume.name(),
-            at: new.at,
-            seq: state.seq,
-            time: state.time,
-            target: new.target,
-            status: JobStatus::Running,
-            done_bytes: 0,
-            total_bytes: view.size_bytes(),
-            started: self.sources.clock.wall(),
-            finished: None,
-            written_bytes: None,
-            checksums_verified: None,
-            error: None,
-        };
+    /// Begins a job: admits it, remembers it, runs `work` away from the event loop. The row comes
+    /// without number, status and times.
+    pub(super) async fn begin_job(
+        self: &Arc<Self>,
+        mut row: JobRow,
+        work: impl FnOnce(&Progress) -> Result<Ended> + Send + 'static,
+    ) -> Result<api::Job> {
+        self.jobs.admit(&row.target)?;
         let added = self.sources.catalog.add_job(&row).await;
         let progress = self.jobs.begin(&row.target, added.as_ref().ok().copied());
         row.id = added?;
         let (desk, job) = (Arc::clone(self), row.clone());
         tokio::spawn(async move {
-            let (path, watched) = (job.target.clone(), Arc::clone(&progress));
-            let restored = blocking(move || restore(&view, &path, overwrite, &watched)).await;
-            desk.ended(&job, &progress, restored).await;
+            let watched = Arc::clone(&progress);
+            let ended = blocking(move || work(&watched)).await;
+            desk.ended(job, &progress, ended).await;
         });
         Ok(convert::job(row, Some(0)))
     }
 
-    async fn ended(&self, job: &JobRow, progress: &Progress, restored: Result<Restored>) {
-        let (severity, message, outcome) = match restored {
-            Ok(Restored::Done { written_bytes, checksums_verified }) => (
-                Severity::Info,
-                format!("state seq:{} was restored to {}", job.seq, job.target.display()),
-                JobOutcome::Done { written_bytes, checksums_verified },
+    async fn ended(&self, mut job: JobRow, progress: &Progress, ended: Result<Ended>) {
+        let (kind, target) = (job.kind.clone(), job.target.display().to_string());
+        let stopping = self.jobs.lock().stopping;
+        let (severity, said, outcome) = match ended {
+            Ok(Ended::Done { written_bytes, checksums_verified, message }) => {
+                (Severity::Info, message, JobOutcome::Done { written_bytes, checksums_verified })
+            }
+            Ok(Ended::Cancelled) if stopping => (
+                Severity::Warning,
+                format!("the {kind} of {target} was interrupted by the collector's stop"),
+                JobOutcome::Interrupted,
             ),
-            Ok(Restored::Cancelled) => (
+            Ok(Ended::Cancelled) => (
                 Severity::Info,
-                format!("the restore to {} was cancelled", job.target.display()),
+                format!("the {kind} of {target} was cancelled"),
                 JobOutcome::Cancelled,
             ),
             Err(failure) => (
                 Severity::Warning,
-                format!("the restore to {} has failed: {failure}", job.target.display()),
+                format!("the {kind} of {target} has failed: {failure}"),
                 JobOutcome::Failed(failure),
             ),
+        };
+        job.status = outcome.status();
+        let message = match go_on(&job) {
+            Some(command) => format!("{said}; go on with: {command}"),
+            None => said,
         };
         self.sources.feed.event(severity, Some(&job.volume), message);
         let now = self.sources.clock.wall();

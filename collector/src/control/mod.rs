@@ -18,9 +18,12 @@ mod jobs;
 mod life;
 mod listener;
 mod points;
+mod restores;
+mod seeding;
 mod segments;
 pub mod server;
 mod status;
 pub mod upkeep;
 
 pub use feed::{Feed, FeedTask};
+pub(crate) use jobs::interruption;

@@ -50,6 +50,7 @@ fn router<S: Storage>(desk: Arc<Desk<S>>) -> Router {
         .route("/v1/status", get(status::<S>))
         .route("/v1/volumes", get(volumes::<S>))
         .route("/v1/volumes/{volume}", get(volume::<S>).delete(erase_volume::<S>))
+        .route("/v1/volumes/{volume}/seed", post(create_seed::<S>))
         .route("/v1/volumes/{volume}/policy", post(set_policy::<S>))
         .route("/v1/volumes/{volume}/pause", post(pause::<S>))
         .route("/v1/volumes/{volume}/resume", post(resume::<S>))
@@ -62,6 +63,7 @@ fn router<S: Storage>(desk: Arc<Desk<S>>) -> Router {
         .route("/v1/exports", get(exports::<S>).post(create_export::<S>))
         .route("/v1/exports/{id}", delete(delete_export::<S>))
         .route("/v1/restores", post(create_restore::<S>))
+        .route("/v1/restores/plan", post(plan_restore::<S>))
         .route("/v1/jobs", get(jobs::<S>))
         .route("/v1/jobs/{id}", get(job::<S>).delete(cancel_job::<S>))
         .route("/v1/agents", get(agents::<S>))
@@ -253,6 +255,21 @@ async fn create_restore<S: Storage>(
     Body(new): Body<api::NewRestore>,
 ) -> Answer<api::Job> {
     whole(async move { desk.create_restore(new).await }).await
+}
+
+async fn create_seed<S: Storage>(
+    State(desk): At<S>,
+    Named(volume): Named<String>,
+    Body(new): Body<api::NewSeed>,
+) -> Answer<api::Job> {
+    whole(async move { desk.create_seed(&volume, new).await }).await
+}
+
+async fn plan_restore<S: Storage>(
+    State(desk): At<S>,
+    Body(new): Body<api::NewRestore>,
+) -> Answer<api::RestorePlan> {
+    Ok(Json(desk.plan_restore(new).await?))
 }
 
 async fn jobs<S: Storage>(State(desk): At<S>) -> Answer<Vec<api::Job>> {

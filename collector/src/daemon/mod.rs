@@ -24,13 +24,14 @@ use crate::catalog::{CATALOG_FILE, Catalog};
 use crate::config::settings::Settings;
 use crate::config::{Address, Config};
 use crate::control::desk::{Desk, Sources};
-use crate::control::{Feed, FeedTask, server, upkeep};
+use crate::control::{Feed, FeedTask, interruption, server, upkeep};
 use crate::error::{Failure, Result, Severity};
 use crate::ingest::observer::Observer;
 use crate::ingest::server::IngestServer;
 use crate::ingest::socket::{Listener, bind_unix};
 use crate::ingest::volumes::{Ground, Volumes};
 use crate::journal::JournalConfig;
+use crate::merge::Merger;
 use crate::points::timestamp;
 use crate::seam::{Clock, SystemClock, SystemRandom};
 use crate::storage::RealStorage;
@@ -61,6 +62,7 @@ pub async fn run(
         listeners.iter().map(|listener| listener.address().clone()).collect();
     let catalog = Catalog::open(&config.data_dir.join(CATALOG_FILE)).await?;
     let (feed, task) = Feed::new(Arc::clone(&clock));
+    let observer: Arc<dyn Observer> = feed.clone();
     let feeding = tokio::spawn(FeedTask::run(task, catalog.clone()));
     let sessions_max = config.sessions_max;
     let settings = Settings::new(config);
@@ -76,6 +78,7 @@ pub async fn run(
         listen: listen.clone(),
     });
     desk.reopen_exports().await?;
+    let merger = start_merger(&volumes, &observer, &clock, &settings)?;
     let ingest = IngestServer::start(listeners, Arc::clone(&volumes), clock, sessions_max)?;
     let (stopping, stopped) = watch::channel(false);
     let retrying = tokio::spawn(Arc::clone(&desk).retry_exports(until(stopped.clone())));
@@ -100,6 +103,8 @@ pub async fn run(
     if tokio::time::timeout(CONTROL_STOP_WAIT_MAX, serving).await.is_err() {
         tracing::warn!("requests of the control API were cut off");
     }
+    let ended = tokio::task::spawn_blocking(move || drop(merger)).await;
+    report_panic("the merger", ended.is_err());
     let ended = tokio::task::spawn_blocking(move || volumes.stop()).await;
     report_panic("a journal", ended.is_err());
     drop(desk);
@@ -128,6 +133,18 @@ async fn reload_on_hangup(mut hangup: Signal, settings: Arc<Settings>) {
         }
         notify::tell("READY=1");
     }
+}
+
+fn start_merger(
+    volumes: &Arc<Volumes<RealStorage>>,
+    observer: &Arc<dyn Observer>,
+    clock: &Arc<dyn Clock>,
+    settings: &Arc<Settings>,
+) -> Result<Merger> {
+    let (volumes, observer) = (Arc::clone(volumes), Arc::clone(observer));
+    Merger::start(volumes, observer, Arc::clone(clock), Arc::clone(settings)).map_err(|source| {
+        Failure::unavailable(format!("no thread for merges: {source}")).because(source)
+    })
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {
@@ -184,7 +201,9 @@ async fn settle(
     clock: &dyn Clock,
 ) -> Result<()> {
     let now = clock.wall();
-    catalog.end_stale_jobs(now).await?;
+    for job in catalog.end_stale_jobs(now).await? {
+        feed.event(Severity::Warning, Some(&job.volume), interruption(&job));
+    }
     data_dir.finish_erasing(catalog).await?;
     for (id, name, seen) in catalog.known_volumes().await? {
         if !data_dir.volumes.contains(&id) {

@@ -10,7 +10,7 @@ use crate::view::View;
 /// See the module.
 pub enum Content<S: Storage> {
     /// A state, to be read only.
-    State(View<S>),
+    State(Box<View<S>>),
     /// A clone of a state, with writes of its own.
     Clone(Box<Overlay<S>>),
 }

@@ -32,6 +32,9 @@ pub enum Decision {
     Retire(Retired),
     /// Protect it again.
     Unretire,
+    /// Let no agent in until an image is in the place of the empty disk below the journal; see
+    /// [`super::seeding`].
+    BeginSeed,
 }
 
 impl<S: Storage> VolumeCore<S> {
@@ -42,6 +45,9 @@ impl<S: Storage> VolumeCore<S> {
     }
 
     fn decide(&mut self, what: Decision) -> Result<()> {
+        if what == Decision::BeginSeed {
+            return self.begin_seed();
+        }
         let name = &self.manifest.name;
         let mut changed = self.manifest.clone();
         match what {
@@ -52,6 +58,7 @@ impl<S: Storage> VolumeCore<S> {
                 }
                 changed.retired = Some(retired);
             }
+            Decision::BeginSeed => {}
             Decision::Unretire => {
                 if changed.retired.take().is_none() {
                     return Err(Failure::conflict(format!("volume {name} is not retired")));
@@ -61,6 +68,7 @@ impl<S: Storage> VolumeCore<S> {
         changed.store(&self.storage, self.shared.dir())?;
         self.put_in_force(changed);
         match what {
+            Decision::BeginSeed => {}
             Decision::Policy(_) => self.report(Severity::Info, "the policy has changed".into()),
             Decision::Retire(_) => {
                 let text = self.retired_text();

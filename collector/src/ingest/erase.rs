@@ -65,7 +65,10 @@ impl<S: Storage> Volumes<S> {
             return Err(Failure::conflict(format!("volume {name} is being read"))
                 .with_hint("end its exports and jobs first"));
         }
-        drop(held);
+        if let Some(held) = held {
+            // A merge that works writes to names, and those may be another volume's soon.
+            held.seed.close();
+        }
         self.remove(volume.id(), || self.doom(volume.id()))
     }
 

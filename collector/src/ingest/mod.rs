@@ -19,6 +19,7 @@ pub mod erase;
 pub mod manifest;
 pub mod observer;
 pub mod port;
+pub mod seeding;
 pub mod server;
 pub mod session;
 pub mod socket;

@@ -103,6 +103,8 @@ pub struct Facts {
     pub newest_point: Option<Seq>,
     /// Everything that is kept of it is being erased; nothing of it is opened any more.
     pub erasing: bool,
+    /// An image is being imported, and no session is let in.
+    pub seeding: bool,
 }
 
 /// A volume, as everybody may see it.
@@ -128,6 +130,7 @@ impl<S: Storage> Volume<S> {
             problem: None,
             newest_point: None,
             erasing: false,
+            seeding: false,
         };
         Self { id, dir, settings, facts: Mutex::new(facts), held: Mutex::new(None) }
     }
@@ -368,6 +371,9 @@ impl<S: Storage> VolumeCore<S> {
             let text = self.retired_text();
             return Err(refuse(RefuseReason::Retired, text));
         }
+        if self.shared.lock().seeding {
+            return Err(refuse(RefuseReason::Unavailable, self.seeding_text()));
+        }
         if let Err(error) = self.ensure_journal() {
             self.set_problem(error.to_string());
             return Err(refuse(RefuseReason::Unavailable, error.to_string()));
@@ -413,7 +419,7 @@ impl<S: Storage> VolumeCore<S> {
             durable,
             span_open: self.span_open.unwrap_or(Seq(0)),
             window_bytes: WINDOW_BYTES_MAX,
-            seeded: false,
+            seeded: self.manifest.seeded && durable == Seq(0),
             last_time,
         })
     }
@@ -535,7 +541,12 @@ impl<S: Storage> VolumeCore<S> {
     }
 
     fn set_live(&mut self, live: Option<Live>) {
-        self.shared.lock().live.clone_from(&live);
+        {
+            let mut facts = self.shared.lock();
+            facts.live.clone_from(&live);
+            // What an earlier session has told says nothing of this one.
+            facts.standing = facts.standing.filter(|_| live.is_none());
+        }
         self.live = live;
     }
 

@@ -168,7 +168,7 @@ impl<S: Storage> Volumes<S> {
             name: hello.name.clone(),
             size_bytes: hello.size_bytes,
             block_bytes: hello.block_bytes,
-            journal: JournalId::from_random(self.ground.random_id()),
+            journal: self.new_journal_id(),
             timeline: Timeline(1),
             epoch: Epoch(0),
             agent: hello.agent,
@@ -261,6 +261,28 @@ impl<S: Storage> Volumes<S> {
         decided.recv().map_err(|_| gone())?
     }
 
+    /// Ends a volume's writer, changes what lies on the disk, and opens the volume anew with the
+    /// manifest that comes out of it. No session or volume gets in meanwhile.
+    pub(super) fn reopen(
+        &self,
+        id: VolumeId,
+        change: impl FnOnce(Manifest) -> Result<Manifest>,
+    ) -> Result<()> {
+        let mut entries = self.lock();
+        let Some(entry) = entries.remove(&id) else {
+            return Err(Failure::not_found(format!("volume {id} is gone")));
+        };
+        // One that has ended already is only to be joined.
+        let _ = entry.queue.send(Command::Stop);
+        entry.writer.join();
+        let changed = change(entry.volume.facts().manifest);
+        // After a failure the disk says how far the change came.
+        let dir = volume_dir(&self.ground.data_dir, id);
+        let manifest = Manifest::load(&self.ground.storage, &dir)?;
+        self.start(&mut entries, manifest)?;
+        changed.map(|_| ())
+    }
+
     /// Ends a volume's writer and, when `last` succeeds after that, forgets the volume; else it
     /// is opened again. No other session or volume gets in meanwhile.
     pub(super) fn remove<T>(&self, id: VolumeId, last: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -278,12 +300,17 @@ impl<S: Storage> Volumes<S> {
         done
     }
 
-    pub(super) fn storage(&self) -> &S {
+    pub(super) fn storage(&self) -> &Arc<S> {
         &self.ground.storage
     }
 
     pub(super) fn data_dir(&self) -> &Path {
         &self.ground.data_dir
+    }
+
+    /// An identity for a copy that nobody has used.
+    pub(super) fn new_journal_id(&self) -> JournalId {
+        JournalId::from_random(self.ground.random_id())
     }
 
     /// An identity for a point that nobody has used.

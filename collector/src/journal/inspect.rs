@@ -7,10 +7,11 @@ use tidemark_block::ByteRange;
 use tidemark_wire::{JournalId, KeyId, Record, Seq, Timeline, VolumeId, WallMicros};
 use zerocopy::IntoBytes;
 
+use super::ends::{read_header, read_trailer};
 use super::format::{SegmentHeader, SegmentTrailer};
 use super::index::MemoryIndex;
 use super::scan::{Scan, Stop};
-use super::segment::{check_tables, read_header, read_trailer};
+use super::segment::check_tables;
 use super::span::Spans;
 use super::types::{InspectedRecord, Mark, SegmentReport};
 use super::writer::chain_digest;

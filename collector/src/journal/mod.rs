@@ -8,10 +8,10 @@
 //! - [`format`]: the segment file, byte by byte;
 //! - `writer`: append, group commit, sealing, latching after a failed write;
 //! - `recover`: what is done with the files at start, and with damage;
-//! - `reader`, `segment`, `index`, `span`, `files`, `cache`: what readers ask;
-//! - `places`: how much was journaled between two marks, whether anything was, and times;
+//! - `reader`, `segment`, `ends`, `index`, `span`, `files`, `cache`: what readers ask;
 //! - `resolve`, `payload`: from a place on the volume to the checked bytes of a record;
 //! - `base`: the state of the seed, on which the first segment stands;
+//! - `places`: how much was journaled between two marks, whether anything was, and times;
 //! - `inspect`, `scan`: segment files without a journal around them.
 //!
 //! Order of locks: what is published, then the state of a segment, then the cache of open files;
@@ -19,6 +19,7 @@
 
 mod base;
 mod cache;
+mod ends;
 mod files;
 pub mod format;
 mod index;

@@ -197,7 +197,8 @@ impl<S: Storage> JournalReader<S> {
         };
         let start = segment.waypoint(|waypoint| waypoint.seq.get() <= seq.0)?;
         let found = last_while(segment, start, |header| header.seq() <= seq)?;
-        let before = latest_time(&segments[..behind - 1]);
+        let merged = base.map_or(WallMicros(0), |(_, time)| time);
+        let before = latest_time(&segments[..behind - 1]).max(merged);
         Ok(found.map(|(seq, time)| (seq, time.max(before))))
     }
 

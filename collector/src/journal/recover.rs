@@ -30,13 +30,12 @@ use tidemark_wire::{RecordKind, Seq};
 use zerocopy::IntoBytes;
 
 use super::base::Base;
+use super::ends::{check_identity, read_header, read_trailer};
 use super::files::Files;
 use super::format::{HEADER_BYTES, MarkEntry, SegmentHeader, SegmentTrailer};
 use super::index::MemoryIndex;
 use super::scan::{Scan, Stop};
-use super::segment::{
-    Segment, check_identity, check_tables, read_header, read_marks, read_trailer,
-};
+use super::segment::{Segment, check_tables, read_marks};
 use super::span::{OpenSpan, Spans};
 use super::types::{Cut, JournalIdentity, OpenReport, SegmentInfo};
 use super::writer::{OpenSegment, chain_digest};

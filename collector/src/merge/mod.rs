@@ -12,8 +12,11 @@
 //! [`STEP_BYTES_MAX`], because a step that a crash cuts off is repeated at the next start before
 //! the volume is read.
 
+mod merger;
+
 use tidemark_wire::{Seq, WallMicros};
 
+pub use self::merger::Merger;
 use crate::error::JournalError;
 use crate::ingest::volume::Held;
 use crate::seed::{Merged, Pace, merge_into_seed};

@@ -76,15 +76,22 @@ impl<S: Storage> SeedBuilder<S> {
             .map_err(JournalError::io("write", &self.paths.sums_new()))
     }
 
+    /// Makes what was taken so far durable, so that [`SeedBuilder::finish`] has little to do.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn sync(&self) -> Result<(), JournalError> {
+        self.image.datasync().map_err(JournalError::io("sync", &self.paths.image_new()))?;
+        self.sums.datasync().map_err(JournalError::io("sync", &self.paths.sums_new()))
+    }
+
     /// Puts the seed in the place of the one that is there, which nobody may have open; it is
     /// state 0 of a new history. `seeded` says that it is not all zero.
     ///
     /// # Errors
     /// `Io`: either seed is there at the next opening, as a whole.
     pub fn finish(self, seeded: bool) -> Result<Seed<S>, JournalError> {
-        let (image_new, sums_new) = (self.paths.image_new(), self.paths.sums_new());
-        self.image.datasync().map_err(JournalError::io("sync", &image_new))?;
-        self.sums.datasync().map_err(JournalError::io("sync", &sums_new))?;
+        self.sync()?;
         let state = SeedState { seeded, ..SeedState::empty(self.size_bytes) };
         files::install(&*self.storage, &self.paths, state)?;
         Seed::open_or_create(&self.storage, &self.paths.image, self.size_bytes)

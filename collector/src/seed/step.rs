@@ -74,7 +74,10 @@ pub fn merge_into_seed<S: Storage>(
         segments = &segments[..whole];
         report.stopped_at = damage;
     }
-    let Some(base) = segments.last().and_then(|last| last.end()) else { return Ok(report) };
+    let Some(mut base) = segments.last().and_then(|last| last.end()) else { return Ok(report) };
+    // Times do not fall in what is offered, also where a clock has jumped back.
+    let times = segments.iter().filter_map(|segment| segment.end()?.time);
+    base.time = times.chain(seed.base().time).max();
     if let Some(wanted) = unfinished.filter(|wanted| *wanted != base.at) {
         let detail = format!("it is being merged to record {wanted}, which ends no segment here");
         return Err(Damage::new(&seed.paths.state, Part::SeedState, 0, detail).into());

@@ -36,7 +36,9 @@ pub(crate) fn config(dir: &Path) -> Config {
          control_socket = '{0}/control.sock'\nfree_bytes_min = 0\nsessions_max = 8\n",
         dir.display()
     );
-    Config::parse(&text, Path::new("test.toml")).unwrap()
+    let file = dir.join("collector.toml");
+    std::fs::write(&file, text).unwrap();
+    Config::load(Some(&file)).unwrap()
 }
 
 impl Daemon {

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidemark_collector::control::api::CONTROL_SOCKET_DEFAULT;
 
 const AT_HELP: &str = "Which state: `latest`, `seq:N`, a point's name or id, an RFC 3339 time, \
@@ -37,9 +37,15 @@ pub(crate) enum Command {
     /// Recovery points.
     #[command(subcommand)]
     Point(PointCommand),
+    /// Machines that protect disks.
+    #[command(subcommand)]
+    Agent(AgentCommand),
+    /// Have the collector read its configuration anew.
+    Reload,
     /// Open a state as a disk, read-only or as a writable clone; nothing is copied.
     Export(ExportArguments),
-    /// Write a state to a file on the collector's machine.
+    /// Write a state to a file or a block device of the collector's machine. One that has ended
+    /// early goes on when it is given again.
     Restore(RestoreArguments),
     /// What the journal of a volume holds.
     #[command(subcommand)]
@@ -47,7 +53,7 @@ pub(crate) enum Command {
     /// What happened.
     #[command(subcommand)]
     Event(EventCommand),
-    /// Long work: restores.
+    /// Long work: restores, seedings.
     #[command(subcommand)]
     Job(JobCommand),
 }
@@ -62,6 +68,91 @@ pub(crate) enum VolumeCommand {
         /// Name or id of the volume.
         volume: String,
     },
+    /// Begin a volume with an image of the disk that was brought to the collector's machine: the
+    /// agent then sends only what differs. For a volume that has no whole copy yet.
+    Seed {
+        /// Name or id of the volume.
+        volume: String,
+        /// A raw image of exactly the disk's size: a file or a block device.
+        #[arg(long, value_name = "IMAGE")]
+        from: PathBuf,
+    },
+    /// How far back its history reaches, how much it may take, how often points are made; without
+    /// options shows what holds.
+    Policy(PolicyArguments),
+    /// Capture no changes for a while. The way back is a comparison of the whole disk.
+    Pause {
+        /// Name or id of the volume.
+        volume: String,
+    },
+    /// Take the protection up again, after `pause`.
+    Resume {
+        /// Name or id of the volume.
+        volume: String,
+    },
+    /// End the protection. Its history can be used until the grace is over, then it is erased.
+    Retire {
+        /// Name or id of the volume.
+        volume: String,
+        /// How long the history is kept, such as `7d`; without it as the collector is configured.
+        #[arg(long, value_name = "TIME", value_parser = span)]
+        grace: Option<u64>,
+    },
+    /// Take a retired volume back.
+    Unretire {
+        /// Name or id of the volume.
+        volume: String,
+    },
+    /// Erase everything that is kept of a retired volume, now.
+    Erase {
+        /// Name or id of the volume.
+        volume: String,
+        /// It is meant: nothing brings the history back.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// What holds for a volume.
+#[derive(Debug, Args)]
+pub(crate) struct PolicyArguments {
+    /// Name or id of the volume.
+    pub(crate) volume: String,
+    /// Keep every state that is younger than this, such as `2h` or `7d`.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    pub(crate) window: Option<u64>,
+    /// Let older history go beyond this size of the journal, such as `10GiB`; `0`: no limit.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) journal_max: Option<u64>,
+    /// Make a point that often when something was written, such as `30s`; `0`: never.
+    #[arg(long, value_name = "TIME", value_parser = span)]
+    pub(crate) point_interval: Option<u64>,
+    /// Go back to the collector's defaults, but for what else is given.
+    #[arg(long)]
+    pub(crate) default: bool,
+}
+
+/// `tidemark agent`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AgentCommand {
+    /// Agents that have connected, and their volumes.
+    List,
+    /// Forget an agent whose volumes are all retired or erased.
+    Forget {
+        /// Id of the agent.
+        agent: String,
+    },
+}
+
+/// Kinds of points, as they are typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// Made by themselves: as after a power cut.
+    Crash,
+    /// The application made its files consistent first.
+    App,
+    /// A person's own.
+    Bookmark,
 }
 
 /// `tidemark point`.
@@ -71,6 +162,19 @@ pub(crate) enum PointCommand {
     List {
         /// Name or id of the volume.
         volume: String,
+        /// Only those of one kind.
+        #[arg(long, value_enum)]
+        kind: Option<Kind>,
+        /// Only those captured since: an RFC 3339 time, or an age such as `2h`.
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// Only those captured until then.
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
+        /// Show at most so many, the newest.
+        #[arg(long, value_name = "N", default_value_t = 100,
+              value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
     },
     /// Give the present state a name. Returns when the point is durable on the collector.
     Create {
@@ -147,12 +251,30 @@ pub(crate) struct RestoreArguments {
     pub(crate) volume: String,
     #[arg(long, help = AT_HELP)]
     pub(crate) at: String,
-    /// The file to write.
-    #[arg(long, value_name = "FILE")]
+    /// The file to make, or the block device to overwrite.
+    #[arg(long, value_name = "PATH")]
     pub(crate) to: PathBuf,
+    /// How to lay out the file; by its name when this is left out (`.qcow2`).
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
     /// Replace the file when it exists.
     #[arg(long)]
     pub(crate) overwrite: bool,
+    /// Overwrite a block device without asking.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Begin anew, whatever an unfinished restore to the same place has written.
+    #[arg(long)]
+    pub(crate) restart: bool,
+}
+
+/// How a restored disk is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Byte for byte, with holes.
+    Raw,
+    /// An image for QEMU.
+    Qcow2,
 }
 
 /// `tidemark journal`.
@@ -191,6 +313,56 @@ pub(crate) enum EventCommand {
 pub(crate) enum JobCommand {
     /// Jobs, oldest first.
     List,
+    /// End a job that runs; the job says how to go on with it.
+    Cancel {
+        /// Number of the job, from `tidemark job list`.
+        id: u64,
+    },
+}
+
+/// A span of time such as `30s`, `2h` or `1d12h`, in seconds; `0` is none.
+fn span(text: &str) -> Result<u64, String> {
+    let wrong = || "write for instance 30s, 5m, 2h, 7d or 1d12h".to_owned();
+    let (mut total, mut rest) = (0u64, text);
+    if rest == "0" {
+        return Ok(0);
+    }
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let mut behind = rest[digits..].chars();
+        let seconds = match behind.next() {
+            Some('s') => 1,
+            Some('m') => 60,
+            Some('h') => 3_600,
+            Some('d') => 86_400,
+            Some('w') => 7 * 86_400,
+            _ => return Err(wrong()),
+        };
+        let part = number.checked_mul(seconds).ok_or_else(wrong)?;
+        total = total.checked_add(part).ok_or_else(wrong)?;
+        rest = behind.as_str();
+    }
+    Ok(total)
+}
+
+/// A size such as `10GiB` or `512MiB`, in bytes; a bare number is bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "write for instance 512MiB, 10GiB or a number of bytes".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let unit = match text[digits..].to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(unit).ok_or_else(wrong)
 }
 
 fn listen_address(text: &str) -> Result<String, String> {
@@ -239,6 +411,22 @@ mod tests {
     }
 
     #[test]
+    fn spans_and_sizes_are_read_with_their_units() {
+        for (text, wanted) in [("0", 0), ("30s", 30), ("1d12h", 129_600), ("2w", 1_209_600)] {
+            assert_eq!(span(text), Ok(wanted), "{text}");
+        }
+        for (text, wanted) in [("0", 0), ("512MiB", 512 << 20), ("10g", 10 << 30), ("7", 7)] {
+            assert_eq!(size(text), Ok(wanted), "{text}");
+        }
+        for text in ["", "5", "s", "5y", "-1s", "99999999999999999999s", "18446744073709551615w"] {
+            assert!(span(text).is_err(), "{text:?}");
+        }
+        for text in ["", "GiB", "1.5GiB", "1XiB", "-1", "18446744073709551615GiB"] {
+            assert!(size(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
     fn usage_errors_have_status_2() {
         for (line, kind) in [
             ("tidemark export disk", ErrorKind::MissingRequiredArgument),
@@ -251,6 +439,10 @@ mod tests {
             ("tidemark journal inspect disk --limit 5", ErrorKind::MissingRequiredArgument),
             ("tidemark journal inspect disk 1.seg --limit 0", ErrorKind::ValueValidation),
             ("tidemark volume shwo disk", ErrorKind::InvalidSubcommand),
+            ("tidemark volume policy disk --window soon", ErrorKind::ValueValidation),
+            ("tidemark point list disk --kind crsh", ErrorKind::InvalidValue),
+            ("tidemark point list disk --limit 0", ErrorKind::ValueValidation),
+            ("tidemark agent forget", ErrorKind::MissingRequiredArgument),
             ("tidemark status --jsno", ErrorKind::UnknownArgument),
             ("tidemark job list extra", ErrorKind::UnknownArgument),
         ] {

@@ -19,6 +19,16 @@ impl Failure {
         Self { message: message.into(), hint: None, usage: false }
     }
 
+    /// Says what to do, in addition to what is said already.
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        let hint = hint.into();
+        self.hint = Some(match self.hint {
+            Some(first) => format!("{first}\n  {hint}"),
+            None => hint,
+        });
+        self
+    }
+
     /// 2 when the request made no sense, 1 otherwise.
     pub(crate) fn exit_status(&self) -> u8 {
         if self.usage { 2 } else { 1 }

@@ -1,10 +1,14 @@
 //! `tidemark job`: long work.
 
+use std::time::Duration;
+
 use tidemark_collector::control::api::{Job, JobState};
 use tidemark_collector::control::client::Client;
 
 use crate::args::JobCommand;
 use crate::console::{Console, Stop};
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
 use crate::render::{self, Column};
 
 /// Asks and shows.
@@ -13,8 +17,42 @@ pub(crate) fn run(
     client: &Client,
     console: &mut Console<'_>,
 ) -> Result<(), Stop> {
-    let JobCommand::List = command;
-    console.show(&client.jobs()?, |jobs| table(jobs))
+    match command {
+        JobCommand::List => console.show(&client.jobs()?, |jobs| table(jobs)),
+        JobCommand::Cancel { id } => {
+            console.show(&cancel(client, &Interrupt::catch()?, *id)?, ended_early_text)
+        }
+    }
+}
+
+/// How often a job is asked about.
+pub(crate) const POLL: Duration = Duration::from_millis(100);
+/// How many polls a cancelled job may take to end before we stop waiting for it.
+const CANCEL_POLLS_MAX: u32 = 300;
+
+/// Tells a job to end and waits until it has, a bounded time, or until an interrupt.
+pub(crate) fn cancel(client: &Client, interrupt: &Interrupt, id: u64) -> Result<Job, Failure> {
+    let mut current = client.cancel_job(id)?;
+    for _ in 0..CANCEL_POLLS_MAX {
+        if current.state != JobState::Running || interrupt.came_within(POLL) {
+            break;
+        }
+        current = client.job(id)?;
+    }
+    if current.state == JobState::Running {
+        return Err(Failure::new(format!(
+            "job {id} is told to stop but has not ended yet; see: tidemark job list"
+        )));
+    }
+    Ok(current)
+}
+
+fn ended_early_text(job: &Job) -> String {
+    let mut out = format!("Job {} ({} of {}) is {}.\n", job.id, job.kind, job.volume, state(job));
+    if let Some(command) = &job.go_on {
+        out += &format!("Go on with: {command}\n");
+    }
+    out
 }
 
 fn table(jobs: &[Job]) -> String {
@@ -39,10 +77,16 @@ fn table(jobs: &[Job]) -> String {
                 state(job),
                 render::time(job.started),
                 job.target.display().to_string(),
-                job.error.as_ref().map_or_else(String::new, |error| error.message.clone()),
+                note(job),
             ]
         }),
     )
+}
+
+fn note(job: &Job) -> String {
+    let error = job.error.as_ref().map(|error| error.message.clone());
+    let go_on = job.go_on.as_ref().map(|command| format!("go on with: {command}"));
+    [error, go_on].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn state(job: &Job) -> String {
@@ -50,7 +94,8 @@ fn state(job: &Job) -> String {
         JobState::Running => format!("running {} %", percent(job)),
         JobState::Done => "done".to_owned(),
         JobState::Failed => "failed".to_owned(),
-        JobState::Cancelled => "cancelled".to_owned(),
+        JobState::Cancelled => format!("cancelled at {} %", percent(job)),
+        JobState::Interrupted => "interrupted".to_owned(),
     }
 }
 
@@ -83,6 +128,7 @@ pub(crate) mod tests {
             finished: None,
             result: None,
             error: None,
+            go_on: None,
         }
     }
 
@@ -90,6 +136,13 @@ pub(crate) mod tests {
     fn a_running_job_shows_how_far_it_is() {
         let shown = table(&[half_done()]);
         assert!(shown.contains("restore  disk    5m  running 50 %"), "{shown}");
+        let left = Job {
+            state: JobState::Interrupted,
+            go_on: Some("tidemark restore disk --at seq:12 --to /srv/back.img".into()),
+            ..half_done()
+        };
+        let shown = table(&[left]);
+        assert!(shown.contains("  interrupted  ") && shown.contains("--at seq:12"), "{shown}");
         assert_eq!(percent(&Job { total_bytes: 0, ..half_done() }), 100);
     }
 }

@@ -5,18 +5,22 @@
 //! [`console`] write the answer. There is no state here and nothing to lose. Exit status: 0, 1
 //! when the command failed, 2 when it made no sense.
 
+mod agent;
 mod args;
 mod ask;
 mod console;
 mod event;
 mod export;
 mod failure;
+mod follow;
 mod interrupt;
 mod job;
 mod journal;
 mod point;
+mod reload;
 mod render;
 mod restore;
+mod seed;
 mod status;
 mod units;
 mod volume;
@@ -57,6 +61,8 @@ fn run(arguments: &Arguments) -> Result<(), Stop> {
         Command::Status => status::show(&client, console),
         Command::Volume(command) => volume::run(command, &client, console),
         Command::Point(command) => point::run(command, &client, console),
+        Command::Agent(command) => agent::run(command, &client, console),
+        Command::Reload => reload::run(&client, console),
         Command::Export(export) => export::run(export, &client, console),
         Command::Restore(restore) => restore::run(restore, &client, console),
         Command::Journal(command) => journal::run(command, &client, console),

@@ -1,9 +1,11 @@
 //! `tidemark point`: recovery points.
 
-use tidemark_collector::control::api::{NewPoint, PointInfo, PointList, StateInfo};
+use tidemark_collector::control::api::{
+    NewPoint, PointFilter, PointInfo, PointKind, PointList, StateInfo,
+};
 use tidemark_collector::control::client::Client;
 
-use crate::args::PointCommand;
+use crate::args::{Kind, PointCommand};
 use crate::console::{Console, Stop};
 use crate::render::{self, Column};
 
@@ -14,7 +16,19 @@ pub(crate) fn run(
     console: &mut Console<'_>,
 ) -> Result<(), Stop> {
     match command {
-        PointCommand::List { volume } => console.show(&client.points(volume)?, text),
+        PointCommand::List { volume, kind, since, until, limit } => {
+            let filter = PointFilter {
+                kind: kind.map(|kind| match kind {
+                    Kind::Crash => PointKind::CrashConsistent,
+                    Kind::App => PointKind::AppConsistent,
+                    Kind::Bookmark => PointKind::Bookmark,
+                }),
+                since: since.clone(),
+                until: until.clone(),
+                limit: Some(*limit),
+            };
+            console.show(&client.points(volume, &filter)?, text)
+        }
         PointCommand::Create { volume, label } => {
             let point = client.create_point(volume, &NewPoint { label: label.clone() })?;
             console.show(&point, |point| created(volume, point))
@@ -41,6 +55,9 @@ fn text(list: &PointList) -> String {
         out += "\n";
         out += &table(&list.points);
     }
+    if list.older > 0 {
+        out += &format!("\n{} older points are not shown (--limit, --until).\n", list.older);
+    }
     out
 }
 
@@ -55,31 +72,32 @@ pub(crate) fn state(state: &StateInfo) -> String {
 fn table(points: &[PointInfo]) -> String {
     let columns = [
         Column::Text("TIME"),
-        Column::Number("SEQ"),
         Column::Text("KIND"),
         Column::Text("LABEL"),
+        Column::Number("SEQ"),
+        Column::Number("CHANGED"),
+        Column::Text("OFFERED"),
         Column::Text("ID"),
-        Column::Text("NOTE"),
     ];
     render::table(
         &columns,
         points.iter().map(|point| {
-            let note = if point.offered { point.reason.clone() } else { not_offered(point) };
             let label = if point.label.is_empty() { render::NOTHING } else { &point.label };
             vec![
                 render::time(point.time),
-                point.seq.to_string(),
                 point.kind.name().to_owned(),
                 label.to_owned(),
+                point.seq.to_string(),
+                render::or_dash(point.changed_bytes, render::size),
+                offered(point),
                 point.id.clone(),
-                note,
             ]
         }),
     )
 }
 
-fn not_offered(point: &PointInfo) -> String {
-    let mut note = "can't be opened: changes around it were not captured".to_owned();
+fn offered(point: &PointInfo) -> String {
+    let mut note = if point.offered { "yes" } else { "no: changes were missing" }.to_owned();
     if !point.reason.is_empty() {
         note += "; ";
         note += &point.reason;
@@ -90,7 +108,6 @@ fn not_offered(point: &PointInfo) -> String {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use tidemark_collector::control::api::PointKind;
 
     use super::*;
 
@@ -102,6 +119,7 @@ mod tests {
             reason: String::new(),
             seq: 9,
             time: Timestamp::UNIX_EPOCH,
+            changed_bytes: Some(2048),
             offered,
         }
     }
@@ -114,16 +132,24 @@ mod tests {
             oldest: state(3),
             latest: state(40),
             points: vec![point("before upgrade", true), point("", false)],
+            older: 7,
         };
         let shown = text(&list);
         assert!(shown.starts_with("Any state of volume disk can be opened, from seq:3 to seq:40."));
-        assert!(shown.contains("bookmark  before upgrade  p1\n"), "{shown}");
-        assert!(shown.contains("can't be opened"), "{shown}");
+        assert!(shown.contains("bookmark  before upgrade    9  2.0 KiB  yes"), "{shown}");
+        assert!(shown.contains("no: changes were missing"), "{shown}");
+        assert!(shown.ends_with("7 older points are not shown (--limit, --until).\n"), "{shown}");
     }
 
     #[test]
     fn an_empty_volume_says_so() {
-        let list = PointList { volume: "disk".into(), oldest: None, latest: None, points: vec![] };
+        let list = PointList {
+            volume: "disk".into(),
+            oldest: None,
+            latest: None,
+            points: vec![],
+            older: 0,
+        };
         assert_eq!(text(&list), "No state of volume disk can be opened yet.\n");
     }
 

@@ -1,27 +1,21 @@
-//! `tidemark restore`: a state written to a file, with its progress.
+//! `tidemark restore`: a state written to a file or a device, with its progress.
 //!
-//! The collector does the work as a job; this follows it. An interrupt cancels the job, waits
-//! until it has ended, and says so.
+//! The collector says first what would happen; what destroys something is asked about. Then it
+//! does the work as a job, and this follows it. An interrupt cancels the job, waits until it has
+//! ended, and says how to go on.
 
-use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::io::{BufRead, IsTerminal, Write};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use tidemark_collector::control::api::{Job, JobState, NewRestore};
+use tidemark_collector::control::api::{Job, JobState, NewRestore, RestorePlan, TargetFormat};
 use tidemark_collector::control::client::Client;
 
-use crate::args::RestoreArguments;
+use crate::args::{Format, RestoreArguments};
 use crate::console::{Console, Stop};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
-use crate::{job, render};
+use crate::{follow, render};
 
-/// How often the job is asked about.
-const POLL: Duration = Duration::from_millis(100);
-/// How many polls a cancelled job may take to end before we stop waiting for it.
-const CANCEL_POLLS_MAX: u32 = 300;
-
-/// Starts the job and follows it to its end.
+/// Asks, starts the job and follows it to its end.
 pub(crate) fn run(
     arguments: &RestoreArguments,
     client: &Client,
@@ -30,61 +24,71 @@ pub(crate) fn run(
     let target = std::path::absolute(&arguments.to).map_err(|e| {
         Failure::new(format!("no absolute path of {}: {e}", arguments.to.display()))
     })?;
-    let interrupt = Interrupt::catch()?;
-    let started = client.create_restore(&NewRestore {
+    let mut new = NewRestore {
         volume: arguments.volume.clone(),
         at: arguments.at.clone(),
         target,
+        format: arguments.format.map(|format| match format {
+            Format::Raw => TargetFormat::Raw,
+            Format::Qcow2 => TargetFormat::Qcow2,
+        }),
         overwrite: arguments.overwrite,
-    })?;
-    let ended = follow(client, &interrupt, started)?;
-    match (ended.state, ended.error.clone()) {
-        (JobState::Done, _) => console.show(&ended, text),
-        (_, Some(error)) => Err(error.into()),
-        (state, None) => Err(ended_early(&ended, state).into()),
+        restart: arguments.restart,
+        erase: arguments.yes,
+    };
+    let plan = client.plan_restore(&new)?;
+    if let Some(device) = &plan.destroys
+        && !new.erase
+    {
+        confirm(&plan, device)?;
+        new.erase = true;
+        // What the answer was about: "latest" may be another state by now.
+        new.at = format!("seq:{}", plan.state.seq);
+    }
+    tell(&plan);
+    let interrupt = Interrupt::catch()?;
+    let ended = follow::to_the_end(client, &interrupt, client.create_restore(&new)?)?;
+    match ended.state {
+        JobState::Done => console.show(&ended, text),
+        _ => Err(follow::ended_early(&ended, "restore", "it is not whole").into()),
     }
 }
 
-fn ended_early(ended: &Job, state: JobState) -> Failure {
-    let how = if state == JobState::Cancelled { "cancelled" } else { "ended without a reason" };
-    Failure::new(format!(
-        "the restore of volume {} to {} was {how} at {} %; the file is not whole",
-        ended.volume,
-        ended.target.display(),
-        job::percent(ended)
-    ))
+/// Asks on the terminal before a device is overwritten; without one the answer is no.
+fn confirm(plan: &RestorePlan, device: &str) -> Result<(), Failure> {
+    let lost = format!("everything on {device} would be lost");
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(lost).with_hint("allow it with --yes"));
+    }
+    let (volume, seq) = (&plan.volume, plan.state.seq);
+    let question = format!(
+        "Volume {volume} as it was at seq:{seq} is to be written over {device}.\n\
+         Everything on it will be lost. Type yes to go on: "
+    );
+    let mut answer = String::new();
+    let asked = write!(std::io::stderr(), "{question}")
+        .and_then(|()| std::io::stdin().lock().read_line(&mut answer));
+    asked.map_err(|e| Failure::new(format!("no answer: {e}")))?;
+    if answer.trim() == "yes" {
+        return Ok(());
+    }
+    Err(Failure::new(format!("nothing was written to {}", plan.target.display())))
 }
 
-/// Waits until the job has ended, showing its progress; an interrupt cancels it.
-fn follow(client: &Client, interrupt: &Interrupt, started: Job) -> Result<Job, Failure> {
-    let mut progress = Progress::new(&started);
-    let mut current = started;
-    while current.state == JobState::Running {
-        if interrupt.came_within(POLL) {
-            progress.end();
-            return cancel(client, interrupt, current.id);
-        }
-        current = client.job(current.id)?;
-        progress.show(&current);
+/// What a person should know beforehand, on standard error.
+fn tell(plan: &RestorePlan) {
+    let mut told = plan.note.iter().map(|note| format!("{note}\n")).collect::<String>();
+    if plan.resumes_at_bytes > 0 {
+        told += &format!(
+            "Going on with an unfinished restore of seq:{}: {} of {} were written; they are \
+             checked first.\n",
+            plan.state.seq,
+            render::size(plan.resumes_at_bytes),
+            render::size(plan.total_bytes)
+        );
     }
-    progress.end();
-    Ok(current)
-}
-
-fn cancel(client: &Client, interrupt: &Interrupt, id: u64) -> Result<Job, Failure> {
-    let mut current = client.cancel_job(id)?;
-    for _ in 0..CANCEL_POLLS_MAX {
-        if current.state != JobState::Running || interrupt.came_within(POLL) {
-            break;
-        }
-        current = client.job(id)?;
-    }
-    if current.state == JobState::Running {
-        return Err(Failure::new(format!(
-            "job {id} is told to stop but has not ended yet; see: tidemark job list"
-        )));
-    }
-    Ok(current)
+    // A closed standard error must not end the work.
+    let _ = write!(std::io::stderr(), "{told}");
 }
 
 fn text(ended: &Job) -> String {
@@ -106,54 +110,6 @@ fn text(ended: &Job) -> String {
         );
     }
     out
-}
-
-/// Progress on standard error: a bar on a terminal, a line for each tenth elsewhere.
-enum Progress {
-    Bar(ProgressBar),
-    Lines { next_percent: u64 },
-}
-
-impl Progress {
-    fn new(started: &Job) -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Self::Lines { next_percent: 10 };
-        }
-        let bar = ProgressBar::new(started.total_bytes);
-        let style =
-            "{bar:30} {percent:>3} %  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
-        bar.set_style(ProgressStyle::with_template(style).expect("the template is a constant"));
-        Self::Bar(bar)
-    }
-
-    fn show(&mut self, current: &Job) {
-        match self {
-            Self::Bar(bar) => bar.set_position(current.done_bytes),
-            Self::Lines { next_percent } => {
-                let percent = job::percent(current);
-                if percent >= *next_percent {
-                    *next_percent = (percent / 10 + 1) * 10;
-                    // Progress is a courtesy: a closed standard error must not end the work.
-                    let _ = writeln!(std::io::stderr(), "{}", line(current));
-                }
-            }
-        }
-    }
-
-    fn end(self) {
-        if let Self::Bar(bar) = self {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-fn line(current: &Job) -> String {
-    format!(
-        "{:>3} %  {} of {}",
-        job::percent(current),
-        render::size(current.done_bytes),
-        render::size(current.total_bytes)
-    )
 }
 
 #[cfg(test)]
@@ -181,21 +137,5 @@ mod tests {
             "Volume disk as it was at seq:12 is in /srv/back.img.\n\
              4.0 KiB written of 2.0 MiB (1 checksums held) in 3.0 s.\n"
         );
-    }
-
-    #[test]
-    fn a_cancelled_restore_is_a_failure_that_names_the_file() {
-        let failure = ended_early(&half_done(), JobState::Cancelled);
-        assert_eq!(failure.exit_status(), 1);
-        assert_eq!(
-            failure.to_string(),
-            "tidemark: the restore of volume disk to /srv/back.img was cancelled at 50 %; \
-             the file is not whole"
-        );
-    }
-
-    #[test]
-    fn a_progress_line_is_plain() {
-        assert_eq!(line(&half_done()), " 50 %  1.0 MiB of 2.0 MiB");
     }
 }

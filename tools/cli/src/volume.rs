@@ -1,12 +1,18 @@
 //! `tidemark volume`: protected disks.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
-use tidemark_collector::control::api::{CopyProgress, SpanInfo, VolumeStatus};
+use tidemark_collector::control::api::{
+    CopyProgress, NewPolicy, NewRetire, PolicyInfo, SpanInfo, VolumeStatus,
+};
 use tidemark_collector::control::client::Client;
 
-use crate::args::VolumeCommand;
+use crate::args::{PolicyArguments, VolumeCommand};
 use crate::console::{Console, Stop};
+use crate::failure::Failure;
 use crate::render::{self, Column};
+use crate::seed;
 
 /// Asks and shows.
 pub(crate) fn run(
@@ -20,7 +26,66 @@ pub(crate) fn run(
             let now = console.now;
             console.show(&client.volume(volume)?, |volume| text(volume, now))
         }
+        VolumeCommand::Policy(arguments) => {
+            let policy = client.set_policy(&arguments.volume, &new_policy(arguments))?;
+            console.show(&policy, policy_facts)
+        }
+        VolumeCommand::Pause { volume } => console.show(&client.pause(volume)?, |volume| {
+            format!(
+                "volume {} is paused: no change is captured until `tidemark volume resume {}`\n",
+                volume.name, volume.name
+            )
+        }),
+        VolumeCommand::Resume { volume } => console.show(&client.resume(volume)?, |volume| {
+            format!("volume {} is protected again; it is compared first\n", volume.name)
+        }),
+        VolumeCommand::Retire { volume, grace } => {
+            let new = NewRetire { grace_seconds: *grace };
+            console.show(&client.retire(volume, &new)?, retired)
+        }
+        VolumeCommand::Unretire { volume } => console.show(&client.unretire(volume)?, |volume| {
+            let name = &volume.name;
+            format!("volume {name} is taken back; its agent comes again within a minute\n")
+        }),
+        VolumeCommand::Erase { volume, yes } => erase(volume, *yes, client, console),
+        VolumeCommand::Seed { volume, from } => seed::run(volume, from, client, console),
     }
+}
+
+fn new_policy(arguments: &PolicyArguments) -> NewPolicy {
+    NewPolicy {
+        default: arguments.default,
+        window_seconds: arguments.window,
+        journal_bytes_max: arguments.journal_max,
+        point_interval_seconds: arguments.point_interval,
+    }
+}
+
+fn retired(volume: &VolumeStatus) -> String {
+    let name = &volume.name;
+    let when = render::or_dash(volume.retired, |retired| render::time(retired.erase_after));
+    format!(
+        "volume {name} is retired; what is kept of it is erased at {when}, or now with \
+         `tidemark volume erase {name} --yes`; `tidemark volume unretire {name}` takes it back\n"
+    )
+}
+
+/// Without `--yes` only says what would go.
+fn erase(volume: &str, yes: bool, client: &Client, console: &mut Console<'_>) -> Result<(), Stop> {
+    if !yes {
+        let known = client.volume(volume)?;
+        return Err(Failure::new(format!(
+            "this erases volume {} with its {} of journal and every state of it for good; give \
+             --yes when that is meant",
+            known.name,
+            render::size(known.journal_bytes)
+        ))
+        .into());
+    }
+    console.show(&client.erase(volume)?, |erased| match &erased.left {
+        None => format!("volume {} is erased\n", erased.name),
+        Some(why) => format!("volume {} is erased, but files are left: {why}\n", erased.name),
+    })
 }
 
 /// One line for each volume.
@@ -55,6 +120,40 @@ fn state(volume: &VolumeStatus) -> String {
     }
 }
 
+fn state_facts(volume: &VolumeStatus, now: Timestamp) -> String {
+    let mut text = volume.state.name().to_owned();
+    if let Some(since) = volume.since {
+        text += &format!(" since {} ({})", render::time(since), render::age(since, now));
+    }
+    if let Some(reason) = &volume.reason {
+        text += &format!(": {reason}");
+    }
+    text
+}
+
+fn policy_text(policy: &PolicyInfo) -> String {
+    format!(
+        "{} of history, {}, {}{}",
+        render::duration(Duration::from_secs(policy.window_seconds).as_secs_f64()),
+        match policy.journal_bytes_max {
+            Some(bytes) => format!("journal up to {}", render::size(bytes)),
+            None => "journal of any size".to_owned(),
+        },
+        match policy.point_interval_seconds {
+            Some(seconds) => {
+                let every = render::duration(Duration::from_secs(seconds).as_secs_f64());
+                format!("a point every {every}")
+            }
+            None => "no points by interval".to_owned(),
+        },
+        if policy.own { "" } else { " (the collector's defaults)" }
+    )
+}
+
+fn policy_facts(policy: &PolicyInfo) -> String {
+    render::facts([("policy", Some(policy_text(policy)))])
+}
+
 fn percent(copy: &CopyProgress) -> String {
     let percent = u128::from(copy.done_bytes) * 100 / u128::from(copy.total_bytes.max(1));
     format!("{percent} %")
@@ -63,6 +162,10 @@ fn percent(copy: &CopyProgress) -> String {
 fn text(volume: &VolumeStatus, now: Timestamp) -> String {
     let newest = volume.durable_time.map(|time| {
         format!("seq:{}, {} ({})", volume.durable_seq, render::time(time), render::age(time, now))
+    });
+    let oldest = volume.first_seq.map(|seq| match volume.first_time {
+        Some(time) => format!("seq:{seq}, {} ({})", render::time(time), render::age(time, now)),
+        None => format!("seq:{seq}"),
     });
     let copy = volume.copy.map(|copy| {
         format!(
@@ -81,13 +184,14 @@ fn text(volume: &VolumeStatus, now: Timestamp) -> String {
             Some(format!("{} ({} bytes)", render::size(volume.size_bytes), volume.size_bytes)),
         ),
         ("block", Some(format!("{} bytes", volume.block_bytes))),
-        ("state", Some(volume.state.name().to_owned())),
+        ("state", Some(state_facts(volume, now))),
         ("problem", volume.problem.clone()),
         ("RPO", volume.rpo_seconds.map(render::duration)),
         ("copy", copy),
         ("newest state", newest),
-        ("oldest state", volume.first_seq.map(|seq| format!("seq:{seq}"))),
+        ("oldest state", oldest),
         ("never offered", not_offered(&volume.spans)),
+        ("policy", Some(policy_text(&volume.policy))),
         ("journal", Some(journal(volume))),
         ("agent", volume.agent.clone()),
     ])
@@ -128,6 +232,15 @@ mod tests {
             size_bytes: 512 << 20,
             block_bytes: 512,
             state: ProtectionState::Copying,
+            since: None,
+            reason: Some("protection was paused".into()),
+            retired: None,
+            policy: PolicyInfo {
+                window_seconds: 7200,
+                journal_bytes_max: Some(10 << 30),
+                point_interval_seconds: None,
+                own: true,
+            },
             connected: true,
             agent: None,
             journal: "j".into(),
@@ -136,6 +249,7 @@ mod tests {
             durable_seq: 40,
             durable_time: Some(Timestamp::UNIX_EPOCH),
             first_seq: Some(3),
+            first_time: None,
             rpo_seconds: Some(0.2),
             journal_bytes: 2048,
             segments: 1,

@@ -78,7 +78,17 @@ fn job(state: &str) -> String {
     format!(
         r#"{{"id":5,"kind":"restore","volume":"disk","at":"5m","state_seq":1,"state_time":null,
         "target":"/srv/back.img","state":"{state}","done_bytes":1,"total_bytes":4,
-        "started":"2026-01-01T00:00:00Z","finished":null,"result":null,"error":null}}"#
+        "started":"2026-01-01T00:00:00Z","finished":null,"result":null,"error":null,
+        "go_on":"tidemark restore disk --at seq:1 --to /srv/back.img"}}"#
+    )
+}
+
+/// What a restore would do; over a device when `destroys` names one.
+fn plan(destroys: &str) -> String {
+    format!(
+        r#"{{"volume":"disk","state":{{"seq":1,"time":null,"point":null}},"target":"/dev/x",
+        "format":"raw","destroys":{destroys},"note":"it is larger","resumes_at_bytes":1048576,
+        "total_bytes":4194304}}"#
     )
 }
 
@@ -127,7 +137,7 @@ fn a_reader_that_goes_away_is_no_error() {
 fn an_interrupt_cancels_the_restore_and_says_so() {
     let collector = Collector::start(|line| {
         let state = if line.starts_with("DELETE") { "cancelled" } else { "running" };
-        (200, job(state))
+        (200, if line.contains("/plan") { plan("null") } else { job(state) })
     });
     let mut child = tidemark(&collector.socket(), "restore disk --at 5m --to back.img")
         .stdout(Stdio::piped())
@@ -142,11 +152,34 @@ fn an_interrupt_cancels_the_restore_and_says_so() {
     assert!(kill.expect("kill runs").success());
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("was cancelled at 25 %"), "{}", text(&output.stderr));
+    let said = text(&output.stderr);
+    assert!(said.contains("was cancelled at 25 %"), "{said}");
+    assert!(said.contains("go on with: tidemark restore disk --at seq:1"), "{said}");
+    assert!(said.contains("1.0 MiB of 4.0 MiB were written"), "{said}");
     assert!(collector.saw("DELETE /v1/jobs/5"));
     let created = collector.requests.lock().expect("nobody panics")[0].clone();
     let target = std::env::current_dir().expect("a directory").join("back.img");
     assert!(created.contains(&format!("\"target\":\"{}\"", target.display())), "{created}");
+}
+
+#[test]
+fn a_device_is_not_overwritten_without_a_word() {
+    let collector = Collector::start(|line| {
+        let device = r#""/dev/x (4194304 bytes, ext4)""#;
+        (200, if line.contains("/plan") { plan(device) } else { job("done") })
+    });
+    let refused = tidemark(&collector.socket(), "restore disk --at 5m --to /dev/x")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the tool starts");
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("everything on /dev/x (4194304 bytes, ext4)"), "{said}");
+    assert!(said.contains("--yes"), "{said}");
+    assert!(!collector.saw("POST /v1/restores HTTP"));
+    let done = run(&collector.socket(), "restore disk --at 5m --to /dev/x --yes");
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    assert!(collector.saw("POST /v1/restores HTTP"));
 }
 
 #[test]
@@ -156,4 +189,81 @@ fn json_is_what_the_collector_said() {
     let shown: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(shown[0]["target"], "/srv/back.img");
     assert!(output.status.success());
+}
+
+fn volume(state: &str) -> String {
+    format!(
+        r#"{{"id":"v1","name":"disk","size_bytes":1048576,"block_bytes":512,"state":"{state}",
+        "since":"2026-01-01T00:00:00Z","reason":"protection was paused",
+        "retired":{{"since":"2026-01-01T00:00:00Z","erase_after":"2026-01-08T00:00:00Z"}},
+        "policy":{{"window_seconds":86400,"journal_bytes_max":null,"point_interval_seconds":30,
+        "own":false}},"connected":true,"agent":null,"journal":"j","timeline":1,"epoch":1,
+        "durable_seq":1,"durable_time":null,"first_seq":null,"first_time":null,
+        "rpo_seconds":null,"journal_bytes":2048,"segments":1,"spans":[],"copy":null,
+        "problem":null}}"#
+    )
+}
+
+#[test]
+fn the_life_of_a_volume_is_told_to_the_collector() {
+    let collector = Collector::start(|line| {
+        let answer = match line.split(' ').nth(1).expect("a path") {
+            path if path.ends_with("/policy") => {
+                r#"{"window_seconds":7200,"journal_bytes_max":1073741824,
+                "point_interval_seconds":null,"own":true}"#
+                    .to_owned()
+            }
+            path if path.ends_with("/pause") => volume("paused"),
+            _ if line.starts_with("DELETE") => r#"{"id":"v1","name":"disk","left":null}"#.into(),
+            _ => volume("retired"),
+        };
+        (200, answer)
+    });
+    let socket = collector.socket();
+    for (line, request, shown) in [
+        (
+            "volume policy disk --window 2h --journal-max 1GiB --point-interval 0",
+            "POST /v1/volumes/disk/policy HTTP/1.1 {\"default\":false,\"window_seconds\":7200,\
+             \"journal_bytes_max\":1073741824,\"point_interval_seconds\":0}",
+            "2 h 0 min of history, journal up to 1.0 GiB, no points by interval",
+        ),
+        ("volume pause disk", "POST /v1/volumes/disk/pause ", "volume disk is paused"),
+        ("volume resume disk", "POST /v1/volumes/disk/resume ", "is compared first"),
+        (
+            "volume retire disk --grace 7d",
+            "POST /v1/volumes/disk/retire HTTP/1.1 {\"grace_seconds\":604800}",
+            "is erased at 2026-01-08T00:00:00Z",
+        ),
+        ("volume unretire disk", "POST /v1/volumes/disk/unretire ", "is taken back"),
+        ("volume erase disk --yes", "DELETE /v1/volumes/disk ", "volume disk is erased"),
+        ("volume show disk", "GET /v1/volumes/disk ", "retired since 2026-01-01T00:00:00Z"),
+    ] {
+        let output = run(&socket, line);
+        assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+        assert!(collector.saw(request), "{line}: {:?}", collector.requests.lock());
+        assert!(text(&output.stdout).contains(shown), "{line}: {}", text(&output.stdout));
+    }
+}
+
+#[test]
+fn nothing_is_erased_that_was_not_meant() {
+    let collector = Collector::start(|_| (200, volume("retired")));
+    let output = run(&collector.socket(), "volume erase disk");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("--yes"), "{}", text(&output.stderr));
+    assert!(!collector.saw("DELETE"));
+}
+
+#[test]
+fn the_filter_of_points_goes_to_the_collector() {
+    let collector = Collector::start(|_| {
+        let list = r#"{"volume":"disk","latest":null,"oldest":null,"points":[],"older":0}"#;
+        (200, list.to_owned())
+    });
+    let line = "point list disk --kind crash --since 2h --until 2026-01-01T00:00:00Z --limit 5";
+    assert!(run(&collector.socket(), line).status.success());
+    assert!(collector.saw(
+        "GET /v1/volumes/disk/points?kind=crash-consistent&since=2h&until=2026-01-01T00%3A00%3A00Z\
+         &limit=5 "
+    ));
 }

@@ -1,6 +1,8 @@
 //! Requests and answers about the life of a volume, its points, its agent, and the daemon's
 //! configuration.
 
+use std::path::PathBuf;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,15 @@ pub struct NewPolicy {
     pub journal_bytes_max: Option<u64>,
     /// See [`PolicyInfo::point_interval_seconds`]; 0: none.
     pub point_interval_seconds: Option<u64>,
+}
+
+/// Body of `POST /v1/volumes/{v}/seed`; the answer is a [`super::Job`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewSeed {
+    /// Absolute path, on the collector's machine, of a raw image of the disk: a file or a block
+    /// device.
+    pub image: PathBuf,
 }
 
 /// When a volume was retired, and what comes.

@@ -5,8 +5,8 @@ use hyper::body::Bytes;
 
 use super::{Client, ClientError, escape};
 use crate::control::api::{
-    AgentInfo, Erased, NewPoint, NewPolicy, NewRetire, PointFilter, PointInfo, PointKind,
-    PointList, PolicyInfo, Reloaded, VolumeStatus,
+    AgentInfo, Erased, Job, NewPoint, NewPolicy, NewRetire, NewSeed, PointFilter, PointInfo,
+    PointKind, PointList, PolicyInfo, Reloaded, VolumeStatus,
 };
 
 impl Client {
@@ -35,6 +35,14 @@ impl Client {
     /// As [`Client::status`].
     pub fn create_point(&self, volume: &str, new: &NewPoint) -> Result<PointInfo, ClientError> {
         self.post(&format!("/v1/volumes/{}/points", escape(volume)), new)
+    }
+
+    /// Begins to make an image the beginning of a volume.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub fn create_seed(&self, volume: &str, new: &NewSeed) -> Result<Job, ClientError> {
+        self.post(&format!("/v1/volumes/{}/seed", escape(volume)), new)
     }
 
     /// Changes the policy of a volume.

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
 use crate::catalog::ExportRow;
 use crate::control::api;
 use crate::error::{Failure, Result};
@@ -17,8 +15,17 @@ use crate::storage::Storage;
 pub(in crate::control) struct LiveExports<S: Storage> {
     live: Mutex<BTreeMap<u64, Arc<Live<S>>>>,
     directory: Mutex<Shown<S>>,
-    places: Arc<Semaphore>,
-    places_max: usize,
+    /// Places that are taken.
+    places: Arc<Mutex<usize>>,
+}
+
+/// One place of an export, taken until it is dropped.
+pub(super) struct Taken(Arc<Mutex<usize>>);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        *lock(&self.0) -= 1;
+    }
 }
 
 /// The FUSE directory.
@@ -33,8 +40,8 @@ pub(super) struct Live<S: Storage> {
     pub(super) row: ExportRow,
     state: api::StateInfo,
     serving: Mutex<Serving<S>>,
-    /// Held for its drop. An export that was there before the limit was lowered has none.
-    _place: Option<OwnedSemaphorePermit>,
+    /// Held for its drop.
+    _place: Taken,
 }
 
 /// How an export stands.
@@ -50,12 +57,11 @@ pub(super) enum Serving<S: Storage> {
 }
 
 impl<S: Storage> LiveExports<S> {
-    pub(in crate::control) fn new(places_max: usize) -> Self {
+    pub(in crate::control) fn new() -> Self {
         Self {
             live: Mutex::default(),
             directory: Mutex::new(Shown::Not("none is configured; set fuse_mount".into())),
-            places: Arc::new(Semaphore::new(places_max)),
-            places_max,
+            places: Arc::default(),
         }
     }
 
@@ -63,12 +69,21 @@ impl<S: Storage> LiveExports<S> {
         lock(&self.live).len()
     }
 
-    pub(super) fn place(&self) -> Result<OwnedSemaphorePermit> {
-        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
-            let max = self.places_max;
-            Failure::unavailable(format!("{max} exports are served already (exports_max)"))
-                .with_hint("end one of them first")
-        })
+    /// A place for a new export, of at most so many.
+    pub(super) fn place(&self, places_max: usize) -> Result<Taken> {
+        let mut taken = lock(&self.places);
+        if *taken >= places_max {
+            let message = format!("{taken} exports are served already (exports_max {places_max})");
+            return Err(Failure::unavailable(message).with_hint("end one of them first"));
+        }
+        *taken += 1;
+        Ok(Taken(Arc::clone(&self.places)))
+    }
+
+    /// A place for an export that was there before, whatever the limit is now.
+    pub(super) fn place_again(&self) -> Taken {
+        *lock(&self.places) += 1;
+        Taken(Arc::clone(&self.places))
     }
 
     pub(super) fn insert(&self, live: Arc<Live<S>>) {
@@ -127,7 +142,7 @@ impl<S: Storage> Live<S> {
         row: ExportRow,
         state: api::StateInfo,
         serving: Serving<S>,
-        place: Option<OwnedSemaphorePermit>,
+        place: Taken,
     ) -> Self {
         Self { row, state, serving: Mutex::new(serving), _place: place }
     }

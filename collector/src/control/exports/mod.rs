@@ -70,8 +70,9 @@ impl<S: Storage> Desk<S> {
         self: &Arc<Self>,
         new: api::NewExport,
     ) -> Result<api::ExportInfo> {
-        let wanted = Wanted::check(&new, self.sources.settings.now().clone_bytes_max)?;
-        let place = self.exports.place()?;
+        let settings = self.sources.settings.now();
+        let wanted = Wanted::check(&new, settings.clone_bytes_max)?;
+        let place = self.exports.place(settings.exports_max)?;
         let (volume, state) = self.find_state(&new.volume, &new.at).await?;
         let view = self.open_view(&volume, &state).await?;
         let mut row = ExportRow {
@@ -105,7 +106,7 @@ impl<S: Storage> Desk<S> {
             return Err(error);
         }
         let state = convert::state(&state);
-        let live = Arc::new(Live::new(row, state, Serving::Running(running), Some(place)));
+        let live = Arc::new(Live::new(row, state, Serving::Running(running), place));
         let info = live.info();
         self.exports.insert(live);
         tracing::info!(
@@ -156,7 +157,7 @@ impl<S: Storage> Desk<S> {
     }
 
     fn content(&self, row: &ExportRow, view: View<S>, files: Files) -> Result<Content<S>> {
-        let Some(space_bytes) = row.space_bytes else { return Ok(Content::State(view)) };
+        let Some(space_bytes) = row.space_bytes else { return Ok(Content::State(Box::new(view))) };
         let boot = boot_id().map_err(|error| {
             Failure::internal(format!("the kernel does not name its boot: {error}")).because(error)
         })?;

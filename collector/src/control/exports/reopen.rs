@@ -88,7 +88,7 @@ impl<S: Storage> Desk<S> {
             self.report_problem(&row, message);
         }
         let state = self.state_of(&row).await?;
-        let place = self.exports.place().ok();
+        let place = self.exports.place_again();
         self.exports.insert(Arc::new(Live::new(row, state, serving, place)));
         Ok(())
     }

@@ -176,3 +176,74 @@ impl<F: StorageFile> Entries<'_, F> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use tidemark_wire::{Seq, VolumeId};
+
+    use super::*;
+    use crate::storage::MemoryStorage;
+
+    const DIR: &str = "/clones/1";
+
+    fn identity() -> Identity {
+        // Four pages, the last one short.
+        let size_bytes = (3 * PAGE_BYTES as u64 * 4 + 5) * 4096;
+        Identity { clone: 1, volume: VolumeId::from_bytes([1; 16]), seq: Seq(9), size_bytes }
+    }
+
+    fn page(byte: u8) -> Box<[u8]> {
+        vec![byte; PAGE_BYTES].into()
+    }
+
+    /// A map that was made anew with page 0, then flushed with pages 0 to 2, then with page 1.
+    fn made() -> Arc<MemoryStorage> {
+        let storage = Arc::new(MemoryStorage::default());
+        storage.create_dir(Path::new(DIR)).unwrap();
+        let mut states = vec![0; map_bytes(identity().size_bytes)];
+        states[..10].fill(1);
+        let mut log = MapLog::write_new(&storage, Path::new(DIR), &identity(), &states).unwrap();
+        log.append(&[(0, page(2)), (1, page(2)), (2, page(2))]).unwrap();
+        log.append(&[(1, page(0x55))]).unwrap();
+        storage
+    }
+
+    fn load(storage: &Arc<MemoryStorage>) -> Result<States> {
+        MapLog::load(storage, Path::new(DIR), &identity())
+    }
+
+    fn spoil(storage: &MemoryStorage, entry: usize) {
+        let path = Path::new(DIR).join(MAP_FILE);
+        storage.edit(&path, |bytes| bytes[4096 * (entry + 1) + 200] ^= 1).unwrap();
+    }
+
+    #[test]
+    fn the_newest_entry_of_a_page_holds() {
+        let states = load(&made()).unwrap();
+        assert_eq!((states.page(0)[0], states.page(1)[0], states.page(2)[0]), (2, 0x55, 2));
+        assert_eq!(states.page(3), [0, 0]);
+    }
+
+    #[test]
+    fn only_the_last_flush_may_be_torn() {
+        let torn = made();
+        spoil(&torn, 4);
+        assert_eq!(load(&torn).unwrap().page(1)[0], 2, "as before the last flush");
+        for entry in 0..4 {
+            let damaged = made();
+            spoil(&damaged, entry);
+            let text = load(&damaged).err().unwrap().to_string();
+            assert!(text.contains(&format!("entry {entry} does not hold")), "{text}");
+        }
+        // Of a flush of three that was the last one, any may be missing.
+        for entry in 1..4 {
+            let torn = made();
+            torn.edit(&Path::new(DIR).join(MAP_FILE), |bytes| bytes.truncate(4096 * 5)).unwrap();
+            spoil(&torn, entry);
+            let states = load(&torn).unwrap();
+            let pages: Vec<u8> = (0..3).map(|page| states.page(page)[0]).collect();
+            assert_eq!(pages, [[1, 0, 0], [2, 0, 0], [2, 2, 0]][entry - 1], "{entry}");
+        }
+    }
+}

@@ -22,7 +22,8 @@ use tidemark_block::engine::{ExecutorConfig, Workers};
 use tidemark_block::nbd::{Server, ServerConfig};
 use tidemark_block::store::{OpenMode, Store, UringStore};
 use tidemark_block::{Export, ExportList};
-use tidemark_collector::config::Address as IngestAddress;
+use tidemark_collector::config::settings::Settings;
+use tidemark_collector::config::{Address as IngestAddress, Config};
 use tidemark_collector::error::Severity;
 use tidemark_collector::ingest::manifest::Manifest;
 use tidemark_collector::ingest::observer::Observer;
@@ -54,8 +55,10 @@ pub(crate) struct Reports(Mutex<Vec<(Severity, String)>>);
 
 impl Observer for Reports {
     fn volume(&self, _: &Manifest) {}
+    fn seen(&self, _: &Manifest) {}
     fn history(&self, _: VolumeId, _: &[Mark]) {}
     fn marks(&self, _: VolumeId, _: &[Mark]) {}
+    fn trimmed(&self, _: VolumeId, _: Seq) {}
     fn event(&self, severity: Severity, _: Option<&str>, message: String) {
         if severity != Severity::Info {
             self.0.lock().expect("no holder panics").push((severity, message));
@@ -84,7 +87,9 @@ impl Collector {
             random: Arc::new(seam::SystemRandom::default()),
             observer: Arc::clone(&reports) as Arc<dyn Observer>,
             journal: JournalConfig { segment_bytes_max },
-            volumes_max: 4,
+            settings: Settings::new(
+                Config::parse("volumes_max = 4", Path::new("model.toml")).expect("right"),
+            ),
         };
         let volumes = Arc::new(Volumes::open(ground, found).expect("volumes"));
         Self { data_dir, id, segment_bytes_max, reports, volumes }
