@@ -62,7 +62,6 @@ pub async fn run(
         listeners.iter().map(|listener| listener.address().clone()).collect();
     let catalog = Catalog::open(&config.data_dir.join(CATALOG_FILE)).await?;
     let (feed, task) = Feed::new(Arc::clone(&clock));
-    let observer: Arc<dyn Observer> = feed.clone();
     let feeding = tokio::spawn(FeedTask::run(task, catalog.clone()));
     let sessions_max = config.sessions_max;
     let settings = Settings::new(config);
@@ -72,13 +71,14 @@ pub async fn run(
         storage: Arc::new(RealStorage),
         volumes: Arc::clone(&volumes),
         catalog: catalog.clone(),
-        feed,
+        feed: Arc::clone(&feed),
         clock: Arc::clone(&clock),
         settings: Arc::clone(&settings),
         listen: listen.clone(),
     });
     desk.reopen_exports().await?;
-    let merger = start_merger(&volumes, &observer, &clock, &settings)?;
+    // Handed on whole: the catalog is written to its end when the last of these is gone.
+    let merger = start_merger(&volumes, feed, &clock, &settings)?;
     let ingest = IngestServer::start(listeners, Arc::clone(&volumes), clock, sessions_max)?;
     let (stopping, stopped) = watch::channel(false);
     let retrying = tokio::spawn(Arc::clone(&desk).retry_exports(until(stopped.clone())));
@@ -137,12 +137,12 @@ async fn reload_on_hangup(mut hangup: Signal, settings: Arc<Settings>) {
 
 fn start_merger(
     volumes: &Arc<Volumes<RealStorage>>,
-    observer: &Arc<dyn Observer>,
+    feed: Arc<Feed>,
     clock: &Arc<dyn Clock>,
     settings: &Arc<Settings>,
 ) -> Result<Merger> {
-    let (volumes, observer) = (Arc::clone(volumes), Arc::clone(observer));
-    Merger::start(volumes, observer, Arc::clone(clock), Arc::clone(settings)).map_err(|source| {
+    let volumes = Arc::clone(volumes);
+    Merger::start(volumes, feed, Arc::clone(clock), Arc::clone(settings)).map_err(|source| {
         Failure::unavailable(format!("no thread for merges: {source}")).because(source)
     })
 }
