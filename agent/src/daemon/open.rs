@@ -94,18 +94,23 @@ fn look_at_backing(
     random: &dyn Random,
 ) -> anyhow::Result<(MarkKeeper, Option<Change>)> {
     let backing = Backing::open(path, boot_id()?)?;
-    backing.settle()?;
+    let settled = backing.settle();
     let now = backing.mark()?;
     // A volume without a copy is going to be compared anyway.
     let change = match (was.copied, was.clean) {
         (false, _) => None,
+        // The kernel could not keep what somebody wrote, and says so only once.
+        _ if settled.is_err() => Some(Change::Doubt("it could not be flushed")),
         (true, true) => backing_mark::judge(was.backing.as_ref(), &now, Ending::Clean),
         (true, false) => {
             let ending = Ending::Killed { last_record: ring.last_time() };
             backing_mark::judge(MarkKeeper::found(mark_path).as_ref(), &now, ending)
         }
     };
-    backing.name_generation(random.bytes())?;
+    if let Err(error) = backing.name_generation(random.bytes()) {
+        // Its other marks tell nearly as much, and a full file system must not stop a disk.
+        tracing::warn!("{}: its generation can't be named: {error}", path.display());
+    }
     Ok((MarkKeeper::new(backing, mark_path.to_owned()), change))
 }
 
