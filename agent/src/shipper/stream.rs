@@ -227,9 +227,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn is_all_acknowledged(&self, consumer: &Consumer) -> bool {
-        let all_sent = consumer.cursor() >= self.parts.capture.ring().tail_ticket();
-        all_sent && self.window.is_empty()
+    fn is_all_acknowledged(&self, consumer: &mut Consumer) -> bool {
+        // Memory of a record may have been in use when it was acknowledged.
+        consumer.release_through(self.acknowledged);
+        self.window.is_empty() && self.parts.capture.ring().is_empty()
     }
 
     fn take_events(
