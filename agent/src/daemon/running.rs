@@ -300,7 +300,8 @@ mod tests {
         backing.set_len(1 << 20).expect("its size");
         let text = format!(
             "state_dir = '{place}'\nring_dir = '{}'\ncollector = 'unix:/c'\n[nbd]\n\
-             listen = ['unix:/n']\n[[volume]]\nname = 'a'\nbacking = '{place}/disk'\nring_mib = 1\n",
+             listen = ['unix:/n']\n[[volume]]\nname = 'a'\nbacking = '{place}/disk'\n\
+             ring_mib = 1\n",
             rings.path().display()
         );
         let path = dir.path().join("agent.toml");

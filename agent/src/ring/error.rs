@@ -61,7 +61,7 @@ impl RingErrorKind {
             Self::InUse => "stop the other agent that protects this volume",
             Self::NoSpace => "make the tmpfs larger or the volume's ring_mib smaller",
             Self::NotLocked => {
-                "raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity), or make the volume's ring_mib smaller"
+                "raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity), or make ring_mib smaller"
             }
             Self::OtherVolume => "give each volume a ring file of its own",
             Self::Missing
