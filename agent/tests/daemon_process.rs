@@ -67,6 +67,41 @@ fn volumes_come_and_go_while_it_runs_and_a_clean_stop_leaves_nothing_to_copy() {
 }
 
 #[test]
+fn a_start_that_fails_leaves_the_other_volumes_as_clean_as_they_were() {
+    let mut place = Place::new(&["one"]);
+    let _collector = Collector::listen(&place.path("collector"));
+    let agent = Agent::start(&place);
+    place.wait_whole("one");
+    agent.stop();
+    place.volumes.push("missing".into());
+    let mut failing = Agent::spawn(&place, "failing.log");
+    assert!(!failing.ended(), "{}", failing.log());
+    assert!(failing.log().contains("volume \"missing\""), "{}", failing.log());
+    let state = fs::read_to_string(place.path("state").join("one.volume.json")).unwrap();
+    assert!(state.contains("\"clean\": true"), "{state}");
+}
+
+#[test]
+fn a_volume_that_can_not_be_opened_stays_as_clean_as_it_was() {
+    let place = Place::new(&["one"]);
+    let collector = Collector::listen(&place.path("collector"));
+    let agent = Agent::start(&place);
+    let one = place.wait_whole("one");
+    let id = one["id"].as_str().unwrap();
+    agent.stop();
+    // Something that is no ring and can't be replaced by one.
+    fs::create_dir(place.ring(id)).unwrap();
+    let mut failing = Agent::spawn(&place, "failing.log");
+    assert!(!failing.ended(), "{}", failing.log());
+    fs::remove_dir(place.ring(id)).unwrap();
+    let agent = Agent::start(&place);
+    place.wait_whole("one");
+    agent.stop();
+    let copy = collector.copy_of(id);
+    assert_eq!((copy.copies, copy.gaps), (1, vec![]));
+}
+
+#[test]
 fn a_removed_volume_that_is_still_open_can_come_back() {
     let mut place = Place::new(&["one", "two"]);
     let _collector = Collector::listen(&place.path("collector"));

@@ -19,6 +19,7 @@ use tidemark_agent::shipper::link::{Dial, Link, receive_frame};
 use tidemark_agent::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
 use tidemark_agent::state::{KeptState, StateFile, VolumeState};
 use tidemark_wire::body::GapReason;
+use tidemark_wire::compare::{Compare, Differ, LeafHash, NODE_BYTES, NodeRange, node_hash};
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
 use tidemark_wire::session::{Ack, Hello, Refuse, RefuseReason, Welcome};
 use tidemark_wire::{AgentId, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros};
@@ -99,6 +100,18 @@ impl Connection {
                 }
                 Ok(_) => {}
                 Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// The next question of a comparison.
+    fn question(&mut self, patience: Duration) -> Option<Compare> {
+        self.stream.set_read_timeout(Some(patience)).unwrap();
+        loop {
+            if receive_frame(&mut self.stream, &mut self.body).ok()? == FrameKind::Compare {
+                return Some(Compare::decode(&self.body).unwrap());
             }
         }
     }
@@ -251,5 +264,58 @@ fn sessions_that_are_ended_at_once_come_more_and_more_seldom() {
         sessions += 1;
     }
     assert!((2..=10).contains(&sessions), "{sessions} sessions");
+    agent.stop();
+}
+
+#[test]
+fn a_stop_waits_for_no_collector_when_nothing_is_left_to_send() {
+    let agent = agent();
+    let mut only = Connection::accept(&agent.connections);
+    only.welcome(2);
+    assert_eq!(only.records(PATIENCE), Some((2, vec![RecordKind::Flush])));
+    only.send(FrameKind::Ack, |body| Ack { durable: 3.into() }.encode(body));
+    wait_for("all is released", || agent.capture.ring().is_empty());
+    drop(agent.connections);
+    drop(only);
+    let begin = Instant::now();
+    let drained = agent.shipper.stop(PATIENCE, agent.clock.as_ref());
+    assert_eq!(drained, Drained::Yes);
+    assert!(begin.elapsed() < PATIENCE / 2, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_stop_without_a_collector_is_not_clean_while_a_record_is_left() {
+    let agent = agent();
+    let mut only = Connection::accept(&agent.connections);
+    only.welcome(2);
+    assert_eq!(only.records(PATIENCE), Some((2, vec![RecordKind::Flush])));
+    drop(only);
+    drop(agent.connections);
+    let drained = agent.shipper.stop(QUIET, agent.clock.as_ref());
+    assert_eq!(drained, Drained::No);
+}
+
+#[test]
+fn questions_of_copies_that_were_given_up_do_not_pile_up_at_the_collector() {
+    let agent = agent();
+    let mut only = Connection::accept(&agent.connections);
+    only.welcome(3);
+    let node = |index| NodeRange::new(index * NODE_BYTES, NODE_BYTES).unwrap();
+    let mut asked = Vec::new();
+    for copy in 1..=4 {
+        agent.capture.desk().open([copy; 16], Seq(1));
+        for index in 0..4 {
+            agent.capture.desk().post(node(index), vec![node_hash(&[LeafHash::ZERO])]);
+        }
+        agent.capture.ring().wake_consumer();
+        while let Some(question) = only.question(QUIET) {
+            asked.push(question);
+        }
+    }
+    assert_eq!(asked.len(), 8, "the collector answers none");
+    let Compare { id, range, .. } = asked[0];
+    only.send(FrameKind::Differ, |body| Differ { id, range, nodes: Vec::new() }.encode(body));
+    assert_eq!(only.question(PATIENCE).expect("one more").id, [4; 16]);
+    assert_eq!(only.question(QUIET), None);
     agent.stop();
 }

@@ -113,7 +113,8 @@ pub struct Attach {
     /// Connections of one kernel NBD device.
     #[serde(deserialize_with = "values::nbd_connections")]
     pub nbd_connections: u32,
-    /// After this many seconds without an answer a request of the kernel fails; 0: never.
+    /// After this many seconds without an answer the kernel gives a connection up and sends the
+    /// request over another one; 0: never with one connection, after 30 s with several.
     pub request_seconds_max: u32,
     /// For so many seconds the kernel keeps a device whose connections are gone.
     pub dead_connection_seconds: u32,

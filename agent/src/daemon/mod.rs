@@ -81,10 +81,15 @@ pub fn run(config: Config, config_path: &Path) -> anyhow::Result<()> {
         workers: workers.handle(),
     };
     let mut volumes = Volumes::new(around, Arc::clone(&exports));
-    for volume in &config.volumes {
-        volumes.add(&config, volume)?;
-    }
-    let frontends = Frontends::start(&config, &exports, &workers)?;
+    let opened = config.volumes.iter().try_for_each(|volume| volumes.add(&config, volume));
+    let frontends = match opened.and_then(|()| Frontends::start(&config, &exports, &workers)) {
+        Ok(frontends) => frontends,
+        Err(error) => {
+            // In order, so that a start that fails does not make a later one compare anything.
+            close(volumes, exports, workers, clock.as_ref());
+            return Err(error);
+        }
+    };
     let (sender, events) = crossbeam_channel::bounded(EVENTS_MAX);
     let mut owner = Owner {
         records: Records::new(&config.state_dir),
@@ -94,28 +99,47 @@ pub fn run(config: Config, config_path: &Path) -> anyhow::Result<()> {
         volumes,
         events: sender.clone(),
     };
+    let served = serve(&mut owner, control, sender, &events, signals, &clock);
+    owner.warn_of_devices();
+    drop(events);
+    frontends.stop();
+    close(owner.volumes, exports, workers, clock.as_ref());
+    served?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Takes over the devices of a predecessor, and serves until somebody says that it is enough.
+fn serve(
+    owner: &mut Owner,
+    control: ControlSocket,
+    sender: Sender<Event>,
+    events: &Receiver<Event>,
+    signals: SigSet,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<()> {
     owner.reattach_all();
     placement::check(&owner.config, &owner.config_path, owner.volumes.devices())?;
     watch_signals(signals, sender.clone())?;
     let control = control
-        .serve(owner::ask_through(sender), Arc::clone(&clock))
+        .serve(owner::ask_through(sender), Arc::clone(clock))
         .context("serve the control socket")?;
     tracing::info!("ready: {} volume(s) served", owner.volumes.names().len());
     notify::ready();
-    while next(&mut owner, &events) == Next::GoOn {}
+    while next(owner, events) == Next::GoOn {}
     notify::stopping();
     control.stop();
-    owner.finish_attachments(&events, DEVICES_PATIENCE, clock.as_ref());
-    owner.warn_of_devices();
-    drop(events);
-    frontends.stop();
-    let drained = owner.volumes.drain();
+    owner.finish_attachments(events, DEVICES_PATIENCE, clock.as_ref());
+    Ok(())
+}
+
+/// Drains and closes all volumes. Nobody changes them any more.
+fn close(volumes: Volumes, exports: Arc<ExportList<Served>>, workers: Workers, clock: &dyn Clock) {
+    let drained = volumes.drain();
     // The rings are free when nobody has a disk any more: neither a client nor a copier.
     drop(exports);
     workers.shutdown();
-    drained.into_iter().for_each(|volume| volume.settle(clock.as_ref()));
-    tracing::info!("stopped");
-    Ok(())
+    drained.into_iter().for_each(|volume| volume.settle(clock));
 }
 
 /// Checks of a good configuration, the one of the file at `config_path`, whether the agent's own

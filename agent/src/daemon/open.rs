@@ -50,38 +50,69 @@ pub(super) fn open(
     random: &dyn Random,
 ) -> anyhow::Result<OpenVolume> {
     let name = &volume_config.name;
-    let backing = &volume_config.backing;
-    let store = open_store(backing, clock.as_ref()).with_context(|| format!("volume {name:?}"))?;
+    open_locked(config, volume_config, clock, random).with_context(|| format!("volume {name:?}"))
+}
+
+fn open_locked(
+    config: &Config,
+    volume_config: &VolumeConfig,
+    clock: &Arc<dyn Clock>,
+    random: &dyn Random,
+) -> anyhow::Result<OpenVolume> {
+    let name = &volume_config.name;
+    let store = open_store(&volume_config.backing, clock.as_ref())?;
     if !store.direct() {
         tracing::warn!(volume = name, "no direct I/O on its backing store: the page cache is used");
     }
     let file = StateFile::new(&config.state_dir, name);
-    let found = file.load().with_context(|| format!("volume {name:?}"))?;
+    let found = file.load()?;
     let was = found.unwrap_or_else(|| new_state(VolumeId::from_random(random.bytes())));
     let state = VolumeState {
         reserved_until: Seq(was.reserved_until.0 + SEQ_RESERVATION),
         clean: false,
         ..was.clone()
     };
-    file.store(&state).with_context(|| format!("volume {name:?}"))?;
-
+    file.store(&state)?;
     let ring_path = config.ring_dir.join(format!("{}.ring", state.volume));
-    let (ring, recovery) = open_ring(&ring_path, volume_config, &was, clock)
-        .with_context(|| format!("volume {name:?}"))?;
+    match open_volume(store, &ring_path, volume_config, &was, clock, random) {
+        Ok((volume, mark)) => {
+            Ok(OpenVolume { volume, state: KeptState::new(file, state), ring_path, mark })
+        }
+        Err(error) => {
+            // Nobody has written anything; what is kept of the volume holds as before.
+            let unused = VolumeState { reserved_until: state.reserved_until, ..was };
+            if let Err(error) = file.store(&unused) {
+                tracing::warn!(volume = name, "{error}; its next start compares the volume");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Opens a volume whose numbers up to the next reservation are its own by now.
+fn open_volume(
+    store: UringStore,
+    ring_path: &Path,
+    volume_config: &VolumeConfig,
+    was: &VolumeState,
+    clock: &Arc<dyn Clock>,
+    random: &dyn Random,
+) -> anyhow::Result<(Volume<UringStore>, MarkKeeper)> {
+    let VolumeConfig { name, backing, .. } = volume_config;
+    let (ring, recovery) = open_ring(ring_path, volume_config, was, clock)?;
     let mark_path = ring_path.with_extension("mark");
-    let (mut mark, change) = look_at_backing(backing, &mark_path, &was, &ring, random)
-        .with_context(|| format!("volume {name:?}: look at {}", backing.display()))?;
-    ring.set_seq_limit(state.reserved_until);
-    ring.raise_time(state.last_time);
-    let volume = Volume::new(state.volume, store, Arc::new(Capture::new(name.clone(), ring)));
-    recover(&volume, recovery, &was, change)?;
+    let (mut mark, change) = look_at_backing(backing, &mark_path, was, &ring, random)
+        .with_context(|| format!("look at {}", backing.display()))?;
+    ring.set_seq_limit(Seq(was.reserved_until.0 + SEQ_RESERVATION));
+    ring.raise_time(was.last_time);
+    let volume = Volume::new(was.volume, store, Arc::new(Capture::new(name.clone(), ring)));
+    recover(&volume, recovery, was, change)?;
     if was.paused {
         volume.capture().pause();
     }
     // From here on a kill is told from a mark of this start.
-    mark.keep(clock.monotonic())
-        .with_context(|| format!("volume {name:?}: keep {}", mark_path.display()))?;
-    Ok(OpenVolume { volume, state: KeptState::new(file, state), ring_path, mark })
+    mark.keep(clock.monotonic()).with_context(|| format!("keep {}", mark_path.display()))?;
+    Ok((volume, mark))
 }
 
 /// Whether the backing store was changed while no agent served it, where that matters, and who
@@ -94,18 +125,23 @@ fn look_at_backing(
     random: &dyn Random,
 ) -> anyhow::Result<(MarkKeeper, Option<Change>)> {
     let backing = Backing::open(path, boot_id()?)?;
-    backing.settle()?;
+    let settled = backing.settle();
     let now = backing.mark()?;
     // A volume without a copy is going to be compared anyway.
     let change = match (was.copied, was.clean) {
         (false, _) => None,
+        // The kernel could not keep what somebody wrote, and says so only once.
+        _ if settled.is_err() => Some(Change::Doubt("it could not be flushed")),
         (true, true) => backing_mark::judge(was.backing.as_ref(), &now, Ending::Clean),
         (true, false) => {
             let ending = Ending::Killed { last_record: ring.last_time() };
             backing_mark::judge(MarkKeeper::found(mark_path).as_ref(), &now, ending)
         }
     };
-    backing.name_generation(random.bytes())?;
+    if let Err(error) = backing.name_generation(random.bytes()) {
+        // Its other marks tell nearly as much, and a full file system must not stop a disk.
+        tracing::warn!("{}: its generation can't be named: {error}", path.display());
+    }
     Ok((MarkKeeper::new(backing, mark_path.to_owned()), change))
 }
 

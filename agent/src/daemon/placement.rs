@@ -5,13 +5,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-
-use crate::config::Config;
 use tidemark_block::engine::socket::Address;
 
+use crate::config::Config;
+
 /// Refuses a configuration, the one of the file `config_path`, that places the agent's files on one
-/// of its volumes, or has no room for its change rings. `devices` are block devices that volumes are attached as, with the volumes'
-/// names.
+/// of its volumes, or has no room for its change rings. `devices` are block devices that volumes
+/// are attached as, with the volumes' names.
 pub(super) fn check<'a>(
     config: &Config,
     config_path: &Path,

@@ -26,7 +26,6 @@ use crate::config::VolumeConfig;
 use crate::control::api::VolumeStanding;
 use crate::copy;
 use crate::random::Random;
-use crate::ring::order::Ticket;
 use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
 use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
@@ -199,10 +198,9 @@ impl Running {
             // What was written since the last good flush is unknown; the ring tells the next start.
             volume.capture().lose(GapReason::BackingError);
         }
-        let tail = volume.capture().ring().tail_ticket();
         let drained = shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
         let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
-        Stopped { volume, state, ring_path, mark, is_clean, tail }
+        Stopped { volume, state, ring_path, mark, is_clean }
     }
 }
 
@@ -218,8 +216,6 @@ pub(super) struct Stopped {
     ring_path: PathBuf,
     mark: MarkKeeper,
     is_clean: bool,
-    /// Where its ring ended when the backing store was flushed.
-    tail: Ticket,
 }
 
 impl Stopped {
@@ -242,8 +238,9 @@ impl Stopped {
                 "can't mark its backing store: {error}; the next start compares the volume"
             );
         }
-        // A request that took too long for the stop of its frontend may have come behind the flush.
-        let is_late = capture.ring().tail_ticket() != self.tail || !capture.is_on();
+        // A request that took too long for the stop of its frontend may have come when everything
+        // else was acknowledged. The mark was taken, and with it the store flushed, behind it.
+        let is_late = !capture.ring().is_empty() || !capture.is_on();
         if !self.is_clean || is_late {
             tracing::warn!(
                 volume = name,
@@ -282,4 +279,54 @@ impl Stopped {
 fn flush(volume: &ProtectedVolume) -> anyhow::Result<()> {
     let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
     executor.block_on(volume.store().sync()).context("sync")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::config::Config;
+    use crate::daemon::open;
+    use crate::random::SystemSource;
+    use crate::state::StateFile;
+    use tidemark_wire::RecordKind;
+
+    #[test]
+    fn a_change_that_came_after_the_last_acknowledgement_makes_no_clean_stop() {
+        let (dir, rings) = (tempfile::tempdir(), tempfile::tempdir_in("/dev/shm"));
+        let (dir, rings) = (dir.expect("a directory"), rings.expect("a directory on tmpfs"));
+        let place = dir.path().display();
+        let backing = std::fs::File::create(dir.path().join("disk")).expect("a file");
+        backing.set_len(1 << 20).expect("its size");
+        let text = format!(
+            "state_dir = '{place}'\nring_dir = '{}'\ncollector = 'unix:/c'\n[nbd]\n\
+             listen = ['unix:/n']\n[[volume]]\nname = 'a'\nbacking = '{place}/disk'\n\
+             ring_mib = 1\n",
+            rings.path().display()
+        );
+        let path = dir.path().join("agent.toml");
+        std::fs::write(&path, text).expect("written");
+        let config = Config::load(&path).expect("a good configuration");
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        for is_late in [true, false] {
+            let random = SystemSource::default();
+            let opened = open::open(&config, &config.volumes[0], &clock, &random).expect("opened");
+            let OpenVolume { volume, state, ring_path, mark } = opened;
+            if is_late {
+                volume.capture().stamp(RecordKind::Flush, 0, &[]).expect("there is room");
+            } else {
+                volume
+                    .capture()
+                    .ring()
+                    .consumer()
+                    .expect("nobody else")
+                    .release_through(Seq(1 << 40));
+            }
+            let (volume, state) = (Arc::new(volume), Arc::new(state));
+            let stopped = Stopped { volume, state, ring_path, mark, is_clean: true };
+            stopped.settle(clock.as_ref());
+            let kept = StateFile::new(dir.path(), "a").load().expect("read").expect("kept");
+            assert_eq!(kept.clean, !is_late);
+        }
+    }
 }

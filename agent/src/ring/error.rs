@@ -55,12 +55,14 @@ impl RingErrorKind {
 
     const fn advice(self) -> &'static str {
         match self {
-            Self::Size => "set ring_bytes and ring_slots within these bounds",
+            Self::Size => "set the volume's ring_mib so that it is within these bounds",
             Self::NotTmpfs => "place the ring in a folder on tmpfs, such as /dev/shm",
             Self::Exists => "open it, or remove it if its volume is copied anew",
             Self::InUse => "stop the other agent that protects this volume",
-            Self::NoSpace => "make the tmpfs larger or ring_bytes smaller",
-            Self::NotLocked => "raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity) or ring_bytes less",
+            Self::NoSpace => "make the tmpfs larger or the volume's ring_mib smaller",
+            Self::NotLocked => {
+                "raise RLIMIT_MEMLOCK (LimitMEMLOCK=infinity), or make ring_mib smaller"
+            }
             Self::OtherVolume => "give each volume a ring file of its own",
             Self::Missing
             | Self::NotARing

@@ -14,7 +14,8 @@ use super::batch::{Batch, FrameContext};
 use super::incoming::{Event, StreamError, handshake, read_events};
 use super::link::Link;
 use super::session::{Known, PendingTokens, Verdict, Window, judge};
-use super::{Drained, ShipperParts, StopSignal};
+use super::{Drained, ShipperParts, StopSignal, is_drained};
+use crate::capture::desk::QUESTIONS_MAX;
 use crate::capture::phase::{CopyCause, Phase};
 use crate::ring::order::Ticket;
 use crate::ring::{Consumer, Next};
@@ -115,6 +116,8 @@ struct Session<'a> {
     span_sent: Option<Seq>,
     /// Until a copy's first record at or behind this ticket, records are dropped.
     drop_until: Option<Ticket>,
+    /// Questions of this session without an answer, also those of copies that were given up.
+    asked: usize,
     /// What the collector was told of the stream.
     standing: Option<Standing>,
     next_progress: Duration,
@@ -178,6 +181,7 @@ impl<'a> Session<'a> {
             acknowledged: welcome.durable,
             span_sent: None,
             drop_until,
+            asked: 0,
             standing: None,
             next_progress: parts.clock.monotonic(),
             next_progress_log: parts.clock.monotonic() + PROGRESS_LOG_EVERY,
@@ -215,23 +219,18 @@ impl<'a> Session<'a> {
                 }
             } else if stop.when_drained() && self.is_all_acknowledged(consumer) {
                 say(writer, FrameKind::Goodbye, |_| ())?;
-                return Ok(self.drained());
+                let is_drained = is_drained(&self.parts.capture, consumer);
+                return Ok(if is_drained { Drained::Yes } else { Drained::No });
             } else {
                 consumer.wait(IDLE);
             }
         }
     }
 
-    fn is_all_acknowledged(&self, consumer: &Consumer) -> bool {
-        let all_sent = consumer.cursor() >= self.parts.capture.ring().tail_ticket();
-        all_sent && self.window.is_empty()
-    }
-
-    /// What an empty ring is worth at a stop: changes may be missing from it.
-    fn drained(&self) -> Drained {
-        let capture = &self.parts.capture;
-        let whole = matches!(capture.phases().phase(), Phase::Whole { .. });
-        if whole && capture.is_on() { Drained::Yes } else { Drained::No }
+    fn is_all_acknowledged(&self, consumer: &mut Consumer) -> bool {
+        // Memory of a record may have been in use when it was acknowledged.
+        consumer.release_through(self.acknowledged);
+        self.window.is_empty() && self.parts.capture.ring().is_empty()
     }
 
     fn take_events(
@@ -277,6 +276,7 @@ impl<'a> Session<'a> {
                 }
             }
             Event::Differ(differ) => {
+                self.asked = self.asked.saturating_sub(1);
                 if !capture.desk().answered(differ) {
                     return Err(StreamError::Protocol("an answer to no question".into()));
                 }
@@ -430,8 +430,10 @@ impl<'a> Session<'a> {
     }
 
     /// Sends the copier's questions. They do not wait for the window: they are few and small.
-    fn ask(&self, writer: &mut dyn Write) -> Result<(), StreamError> {
-        while let Some(question) = self.parts.capture.desk().take(self.acknowledged) {
+    fn ask(&mut self, writer: &mut dyn Write) -> Result<(), StreamError> {
+        while self.asked < QUESTIONS_MAX {
+            let Some(question) = self.parts.capture.desk().take(self.acknowledged) else { break };
+            self.asked += 1;
             say(writer, FrameKind::Compare, |body| question.encode(body))?;
         }
         Ok(())

@@ -173,6 +173,11 @@ impl Place {
         self.path(&format!("{volume}.disk"))
     }
 
+    /// The change ring of the volume with this identity.
+    pub fn ring(&self, id: &str) -> PathBuf {
+        self.rings.path().join(format!("{id}.ring"))
+    }
+
     pub fn make_backing(&self, volume: &str) {
         File::create(self.backing(volume)).unwrap().set_len(8 << 20).unwrap();
     }

@@ -1,9 +1,9 @@
 //! The way from a volume's writer back to the session that feeds it.
 //!
 //! What enters: the writer's answers, from its thread, and those of the comparing thread. What
-//! leaves: the same, taken by the thread that drives the session. Acknowledgements that were not yet taken are replaced by the
-//! newest one, and there is room for one answer of each other sort, so the writer never waits
-//! for a slow agent and the port is bounded.
+//! leaves: the same, taken by the thread that drives the session. Acknowledgements that were not
+//! yet taken are replaced by the newest one, and the number of what waits of each other sort is
+//! limited, so the writer never waits for a slow agent and the port is bounded.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
