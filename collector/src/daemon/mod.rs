@@ -62,6 +62,7 @@ pub async fn run(
         listeners.iter().map(|listener| listener.address().clone()).collect();
     let catalog = Catalog::open(&config.data_dir.join(CATALOG_FILE)).await?;
     let (feed, task) = Feed::new(Arc::clone(&clock));
+    // Moves on to the merger: the task below ends when nobody holds the feed any more.
     let observer: Arc<dyn Observer> = feed.clone();
     let feeding = tokio::spawn(FeedTask::run(task, catalog.clone()));
     let sessions_max = config.sessions_max;
@@ -78,7 +79,7 @@ pub async fn run(
         listen: listen.clone(),
     });
     desk.reopen_exports().await?;
-    let merger = start_merger(&volumes, &observer, &clock, &settings)?;
+    let merger = start_merger(&volumes, observer, &clock, &settings)?;
     let ingest = IngestServer::start(listeners, Arc::clone(&volumes), clock, sessions_max)?;
     let (stopping, stopped) = watch::channel(false);
     let retrying = tokio::spawn(Arc::clone(&desk).retry_exports(until(stopped.clone())));
@@ -137,14 +138,13 @@ async fn reload_on_hangup(mut hangup: Signal, settings: Arc<Settings>) {
 
 fn start_merger(
     volumes: &Arc<Volumes<RealStorage>>,
-    observer: &Arc<dyn Observer>,
+    observer: Arc<dyn Observer>,
     clock: &Arc<dyn Clock>,
     settings: &Arc<Settings>,
 ) -> Result<Merger> {
-    let (volumes, observer) = (Arc::clone(volumes), Arc::clone(observer));
-    Merger::start(volumes, observer, Arc::clone(clock), Arc::clone(settings)).map_err(|source| {
-        Failure::unavailable(format!("no thread for merges: {source}")).because(source)
-    })
+    Merger::start(Arc::clone(volumes), observer, Arc::clone(clock), Arc::clone(settings)).map_err(
+        |source| Failure::unavailable(format!("no thread for merges: {source}")).because(source),
+    )
 }
 
 async fn until(mut stopped: watch::Receiver<bool>) {
