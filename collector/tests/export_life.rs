@@ -209,3 +209,26 @@ fn what_can_t_be_served_again_stays_listed_and_comes_back() {
     });
     daemon.stop();
 }
+
+#[test]
+fn clones_that_a_lost_catalog_does_not_know_stay_beside_new_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, seq, state) = with_state(dir.path());
+    let lost = daemon.client().create_export(&clone_at(dir.path(), seq, "lost.sock")).unwrap();
+    through_nbd(&lost, &[9; 8192], 0);
+    daemon.stop();
+    for ending in ["", "-wal", "-shm"] {
+        let file = dir.path().join(format!("data/catalog.sqlite{ending}"));
+        assert!(!file.exists() || std::fs::remove_file(file).is_ok());
+    }
+
+    let daemon = Daemon::start(dir.path());
+    let client = daemon.client();
+    assert_eq!(client.exports().unwrap(), []);
+    let new = client.create_export(&clone_at(dir.path(), seq, "new.sock")).unwrap();
+    assert!(new.id > lost.id, "{} is taken", lost.id);
+    assert!(through_nbd(&new, &[], 0) == state);
+    client.delete_export(new.id, true, false).unwrap();
+    assert!(dir.path().join(format!("data/clones/{}/overlay.data", lost.id)).exists());
+    daemon.stop();
+}

@@ -101,6 +101,24 @@ impl Catalog {
         .map_err(self.failed("write an export"))
     }
 
+    /// Gives no new export a number up to this one: files of exports that the catalog does not
+    /// know have them.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub async fn skip_exports(&self, last: u64) -> Result<()> {
+        // Where AUTOINCREMENT keeps the largest number that it gave; no row before the first one.
+        for statement in [
+            "INSERT INTO sqlite_sequence (name, seq) SELECT 'exports', ?
+             WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'exports')",
+            "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'exports'",
+        ] {
+            let done = sqlx::query(statement).bind(stored(last)).execute(&self.pool).await;
+            done.map_err(self.failed("skip numbers of exports"))?;
+        }
+        Ok(())
+    }
+
     /// Remembers that an export is served, and where.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::desk::{Desk, blocking};
 use crate::error::{Result, Severity};
+use crate::ingest::manifest::Retired;
 use crate::ingest::observer::Observer;
 use crate::ingest::volume::Volume;
 use crate::points::interval::{IntervalPoints, Sight};
@@ -30,12 +31,44 @@ const WARN_MICROS: u64 = 86_400_000_000;
 /// Time until erasing is tried again where it was not possible.
 const RETRY: Duration = Duration::from_secs(600);
 
+/// Least time between telling people and erasing. It is time that this daemon has seen pass, so a
+/// wall clock that jumps, or a long time switched off, erases nothing without notice.
+const NOTICE: Duration = Duration::from_secs(3600);
+
 /// What is remembered of a volume.
 struct Kept {
     points: IntervalPoints,
-    /// People were told of the erasing that comes at this time.
-    warned: Option<WallMicros>,
+    told: Option<Told>,
     retry_at: Duration,
+}
+
+/// People were told of an erasing.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    /// When it comes, by the wall clock.
+    about: WallMicros,
+    /// When they were told, by the monotonic clock.
+    at: Duration,
+}
+
+/// What is to be done about a retired volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Later,
+    Telling,
+    Erasing,
+}
+
+/// People are told of an erasing unless whoever retired the volume wanted it within a day.
+fn due(retired: &Retired, told: Option<Told>, wall: WallMicros, now: Duration) -> Due {
+    let at = retired.erase_after;
+    let told = told.filter(|told| told.about == at);
+    let tells = at.0.saturating_sub(retired.since.0) > WARN_MICROS;
+    if tells && told.is_none() && wall.0.saturating_add(WARN_MICROS) >= at.0 {
+        return Due::Telling;
+    }
+    let known = !tells || told.is_some_and(|told| now.saturating_sub(told.at) >= NOTICE);
+    if wall >= at && known { Due::Erasing } else { Due::Later }
 }
 
 /// Looks after the volumes until `stop` ends.
@@ -64,11 +97,8 @@ impl<S: Storage> Desk<S> {
         kept.retain(|id, _| all.iter().any(|volume| volume.id() == *id));
         for volume in all {
             let now = self.sources.clock.monotonic();
-            let new = || Kept {
-                points: IntervalPoints::new(now),
-                warned: None,
-                retry_at: Duration::ZERO,
-            };
+            let new =
+                || Kept { points: IntervalPoints::new(now), told: None, retry_at: Duration::ZERO };
             let kept = kept.entry(volume.id()).or_insert_with(new);
             if let Err(error) = self.look_at(&volume, &mut kept.points, now) {
                 // What is wrong with its journal is shown with the volume.
@@ -112,21 +142,22 @@ impl<S: Storage> Desk<S> {
             let Some(retired) = volume.facts().manifest.retired else { continue };
             let Some(kept) = kept.get_mut(&volume.id()) else { continue };
             let (wall, now) = (self.sources.clock.wall(), self.sources.clock.monotonic());
-            let at = retired.erase_after;
-            if wall >= at && now >= kept.retry_at {
-                kept.retry_at = now + RETRY;
-                self.erase_now(&volume).await;
-            } else if wall < at
-                && at.0 - wall.0 <= WARN_MICROS
-                && at.0.saturating_sub(retired.since.0) > WARN_MICROS
-                && kept.warned.replace(at) != Some(at)
-            {
-                let name = volume.name();
-                let message = format!(
-                    "volume {name} is erased at {}; `tidemark volume unretire {name}` keeps it",
-                    timestamp(at)
-                );
-                self.sources.feed.event(Severity::Warning, Some(&name), message);
+            match due(&retired, kept.told, wall, now) {
+                Due::Later => {}
+                Due::Telling => {
+                    kept.told = Some(Told { about: retired.erase_after, at: now });
+                    let (name, when) = (volume.name(), timestamp(retired.erase_after));
+                    let message = format!(
+                        "volume {name} is erased at {when}, but not within the next hour; \
+                         `tidemark volume unretire {name}` keeps it"
+                    );
+                    self.sources.feed.event(Severity::Warning, Some(&name), message);
+                }
+                Due::Erasing if now < kept.retry_at => {}
+                Due::Erasing => {
+                    kept.retry_at = now + RETRY;
+                    self.erase_now(&volume).await;
+                }
             }
         }
     }
@@ -140,5 +171,48 @@ impl<S: Storage> Desk<S> {
             );
             self.sources.feed.event(Severity::Warning, Some(&name), message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 86_400_000_000;
+
+    fn retired(days: u64) -> Retired {
+        Retired { since: WallMicros(DAY), erase_after: WallMicros(DAY + days * DAY) }
+    }
+
+    fn due_at(retired: &Retired, told: Option<Told>, day: u64, hours: u64) -> Due {
+        due(retired, told, WallMicros(day * DAY), Duration::from_secs(hours * 3600))
+    }
+
+    #[test]
+    fn a_clock_that_jumps_erases_nothing_without_notice() {
+        let retired = retired(7);
+        assert_eq!(due_at(&retired, None, 2, 0), Due::Later);
+        assert_eq!(due_at(&retired, None, 400, 0), Due::Telling);
+        let told = Some(Told { about: retired.erase_after, at: Duration::ZERO });
+        assert_eq!(due_at(&retired, told, 400, 0), Due::Later);
+        assert_eq!(due_at(&retired, told, 400, 1), Due::Erasing);
+        assert_eq!(due_at(&retired, told, 2, 1), Due::Later, "the clock was set back");
+    }
+
+    #[test]
+    fn people_are_told_a_day_before_and_of_each_time_anew() {
+        let retired = retired(7);
+        assert_eq!(due_at(&retired, None, 7, 0), Due::Telling);
+        let told = Some(Told { about: retired.erase_after, at: Duration::ZERO });
+        assert_eq!(due_at(&retired, told, 7, 20), Due::Later);
+        assert_eq!(due_at(&retired, told, 8, 24), Due::Erasing);
+        let other = Some(Told { about: WallMicros(1), at: Duration::ZERO });
+        assert_eq!(due_at(&retired, other, 8, 24), Due::Telling);
+    }
+
+    #[test]
+    fn a_short_grace_needs_no_notice() {
+        assert_eq!(due_at(&retired(1), None, 1, 0), Due::Later);
+        assert_eq!(due_at(&retired(1), None, 2, 0), Due::Erasing);
     }
 }

@@ -5,18 +5,21 @@ use std::io::{BufRead, IsTerminal, Write};
 use crate::failure::Failure;
 
 /// Whether a person sits there who can answer.
-pub(crate) fn can_ask() -> bool {
+fn can_ask() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// Asks on the terminal; only `y` and `yes` agree.
-pub(crate) fn agrees(question: &str) -> Result<bool, Failure> {
+/// Asks on the terminal; only `y` and `yes` agree. `None` where nobody can answer.
+pub(crate) fn agrees(question: &str) -> Result<Option<bool>, Failure> {
+    if !can_ask() {
+        return Ok(None);
+    }
     let failed = |e| Failure::new(format!("can't ask: {e}"));
     let mut terminal = std::io::stderr();
     write!(terminal, "{question} [y/N] ").and_then(|()| terminal.flush()).map_err(failed)?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).map_err(failed)?;
-    Ok(is_yes(&answer))
+    Ok(Some(is_yes(&answer)))
 }
 
 fn is_yes(answer: &str) -> bool {

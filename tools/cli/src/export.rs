@@ -36,13 +36,13 @@ pub(crate) fn run(
 /// collector refuses without `--yes`.
 fn end(stop: &ExportStop, client: &Client) -> Result<ExportInfo, Failure> {
     let mut discard = stop.yes;
-    if !discard && ask::can_ask() {
+    if !discard {
         let export = client.exports()?.into_iter().find(|export| export.id == stop.id);
         if let Some(question) = export.as_ref().and_then(question) {
-            if !ask::agrees(&question)? {
-                return Err(Failure::new(format!("export {} goes on", stop.id)));
-            }
-            discard = true;
+            discard = match ask::agrees(&question)? {
+                Some(false) => return Err(Failure::new(format!("export {} goes on", stop.id))),
+                answer => answer.is_some(),
+            };
         }
     }
     Ok(client.delete_export(stop.id, discard, stop.force)?)

@@ -4,7 +4,7 @@
 //! does the work as a job, and this follows it. An interrupt cancels the job, waits until it has
 //! ended, and says how to go on.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::Write;
 
 use tidemark_collector::control::api::{Job, JobState, NewRestore, RestorePlan, TargetFormat};
 use tidemark_collector::control::client::Client;
@@ -13,7 +13,7 @@ use crate::args::{Format, RestoreArguments};
 use crate::console::{Console, Stop};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
-use crate::{follow, render};
+use crate::{ask, follow, render};
 
 /// Asks, starts the job and follows it to its end.
 pub(crate) fn run(
@@ -54,25 +54,21 @@ pub(crate) fn run(
     }
 }
 
-/// Asks on the terminal before a device is overwritten; without one the answer is no.
+/// Asks before a device is overwritten; where nobody can answer, the answer is no.
 fn confirm(plan: &RestorePlan, device: &str) -> Result<(), Failure> {
-    let lost = format!("everything on {device} would be lost");
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::new(lost).with_hint("allow it with --yes"));
-    }
     let (volume, seq) = (&plan.volume, plan.state.seq);
     let question = format!(
         "Volume {volume} as it was at seq:{seq} is to be written over {device}.\n\
-         Everything on it will be lost. Type yes to go on: "
+         Everything on it will be lost. Go on?"
     );
-    let mut answer = String::new();
-    let asked = write!(std::io::stderr(), "{question}")
-        .and_then(|()| std::io::stdin().lock().read_line(&mut answer));
-    asked.map_err(|e| Failure::new(format!("no answer: {e}")))?;
-    if answer.trim() == "yes" {
-        return Ok(());
+    match ask::agrees(&question)? {
+        Some(true) => Ok(()),
+        Some(false) => {
+            Err(Failure::new(format!("nothing was written to {}", plan.target.display())))
+        }
+        None => Err(Failure::new(format!("everything on {device} would be lost"))
+            .with_hint("allow it with --yes")),
     }
-    Err(Failure::new(format!("nothing was written to {}", plan.target.display())))
 }
 
 /// What a person should know beforehand, on standard error.

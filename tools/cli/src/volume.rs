@@ -9,6 +9,7 @@ use tidemark_collector::control::api::{
 use tidemark_collector::control::client::Client;
 
 use crate::args::{PolicyArguments, VolumeCommand};
+use crate::ask;
 use crate::console::{Console, Stop};
 use crate::failure::Failure;
 use crate::render::{self, Column};
@@ -70,19 +71,27 @@ fn retired(volume: &VolumeStatus) -> String {
     )
 }
 
-/// Without `--yes` only says what would go.
+/// Asks before the history goes; where nobody can answer, the answer is no.
 fn erase(volume: &str, yes: bool, client: &Client, console: &mut Console<'_>) -> Result<(), Stop> {
+    let mut doomed = volume.to_owned();
     if !yes {
         let known = client.volume(volume)?;
-        return Err(Failure::new(format!(
-            "this erases volume {} with its {} of journal and every state of it for good; give \
-             --yes when that is meant",
+        let lost = format!(
+            "volume {} with its {} of journal and every state of it",
             known.name,
             render::size(known.journal_bytes)
-        ))
-        .into());
+        );
+        match ask::agrees(&format!("This erases {lost} for good. Go on?"))? {
+            // What the answer was about: the name may be another volume's by now.
+            Some(true) => doomed = known.id,
+            Some(false) => return Err(Failure::new(format!("{lost} stays")).into()),
+            None => {
+                let message = format!("this would erase {lost} for good");
+                return Err(Failure::new(message).with_hint("allow it with --yes").into());
+            }
+        }
     }
-    console.show(&client.erase(volume)?, |erased| match &erased.left {
+    console.show(&client.erase(&doomed)?, |erased| match &erased.left {
         None => format!("volume {} is erased\n", erased.name),
         Some(why) => format!("volume {} is erased, but files are left: {why}\n", erased.name),
     })

@@ -22,6 +22,8 @@ use crate::view::View;
 
 /// Between two tries to serve what could not be served.
 const RETRY: Duration = Duration::from_secs(5);
+/// No export gets a number beyond this; a directory that is called so is nobody's clone.
+const NUMBER_MAX: u64 = 1 << 53;
 
 impl<S: Storage> Desk<S> {
     /// Mounts the FUSE directory and serves again what an earlier daemon served. Call it once,
@@ -35,6 +37,12 @@ impl<S: Storage> Desk<S> {
         let dir = self.clones_dir();
         let found = blocking(move || find_clones(&dir)).await?;
         let rows = self.sources.catalog.exports().await?;
+        // A new clone must never get the directory of one that only the disk knows: a lost catalog
+        // counts anew, and what fails to be made there would be removed.
+        let numbers = found.kept.iter().chain(&found.ended).filter(|id| **id <= NUMBER_MAX);
+        if let Some(last) = numbers.max() {
+            self.sources.catalog.skip_exports(*last).await?;
+        }
         self.clean_up(&found, &rows).await?;
         for row in rows {
             if found.ended.contains(&row.id) {
