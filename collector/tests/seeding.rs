@@ -81,7 +81,8 @@ fn a_volume_begins_with_an_image_and_its_agent_sends_what_differs() {
     assert_eq!((job.kind.as_str(), job.done_bytes), ("seed", VOLUME_BYTES));
     assert_eq!(first.wait_refusal().reason, RefuseReason::Unavailable);
 
-    let known = Hello { journal: before.journal, released: first.last, newest: first.last, ..hello(1) };
+    let known =
+        Hello { journal: before.journal, released: first.last, newest: first.last, ..hello(1) };
     let mut agent = Agent::open(&daemon.ingest, &known);
     let welcome = agent.welcome.unwrap();
     assert!(welcome.seeded && welcome.journal != before.journal);

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use tidemark_wire::Seq;
 use tidemark_wire::limits::CHECK_BLOCK_BYTES;
 
+use super::builder::discard;
 use super::state::{SeedState, remove_if_there};
 use crate::error::{Damage, JournalError, Part};
 use crate::storage::{Storage, StorageFile};
@@ -69,6 +70,8 @@ pub(super) fn open_or_create<S: Storage>(
             // A program that was killed after this sync had failed leaves a name that is not
             // durable; the journal removes what the state says is merged.
             storage.sync_dir(paths.dir()).map_err(JournalError::io("sync", paths.dir()))?;
+            // What an import left that was cut off before it was installed; as large as the disk.
+            discard(storage, paths)?;
             state
         }
         None => create(storage, paths, size_bytes)?,
