@@ -128,7 +128,7 @@ fn a_volume_that_only_grew_survives_a_power_cut_at_every_call() {
     assert_eq!(world.merge(ALL.older_than).unwrap().len(), 1);
     let calls = merged.calls() - before;
     for call in 0..=calls {
-        for dice in 0..6 {
+        for dice in 0..3 {
             for fault in [Fault::Crash, Fault::Once] {
                 let storage = past.after_kill();
                 let world = open(&storage);

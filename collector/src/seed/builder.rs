@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tidemark_wire::limits::CHECK_BLOCK_BYTES;
 
 use super::files::{self, Paths};
-use super::state::{SeedState, remove_if_there};
+use super::state::SeedState;
 use super::{Seed, block_sum};
 use crate::error::JournalError;
 use crate::storage::{Storage, StorageFile};
@@ -42,7 +42,7 @@ impl<S: Storage> SeedBuilder<S> {
             Ok((image, sums)) => Ok(Self { storage, paths, image, sums, size_bytes }),
             Err(error) => {
                 // One that stays goes at the next opening.
-                let _ = discard(&*storage, &paths);
+                let _ = files::discard(&*storage, &paths);
                 Err(error)
             }
         }
@@ -99,7 +99,7 @@ impl<S: Storage> SeedBuilder<S> {
     /// # Errors
     /// `Io`: what is left goes at the next opening.
     pub fn discard(self) -> Result<(), JournalError> {
-        discard(&*self.storage, &self.paths)
+        files::discard(&*self.storage, &self.paths)
     }
 
     /// Puts the seed in the place of the one that is there, which nobody may have open; it is
@@ -113,10 +113,4 @@ impl<S: Storage> SeedBuilder<S> {
         files::install(&*self.storage, &self.paths, state)?;
         Seed::open_or_create(&self.storage, &self.paths.image, self.size_bytes)
     }
-}
-
-/// Removes the files of an import that was not installed.
-pub(super) fn discard<S: Storage>(storage: &S, paths: &Paths) -> Result<(), JournalError> {
-    remove_if_there(storage, &paths.image_new())?;
-    remove_if_there(storage, &paths.sums_new())
 }

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use tidemark_wire::Seq;
 use tidemark_wire::limits::CHECK_BLOCK_BYTES;
 
-use super::builder::discard;
 use super::state::{SeedState, remove_if_there};
 use crate::error::{Damage, JournalError, Part};
 use crate::storage::{Storage, StorageFile};
@@ -217,4 +216,10 @@ fn finish_install<S: Storage>(
     state.installing = false;
     state.store(storage, &paths.state)?;
     Ok(state)
+}
+
+/// Removes the files of an import that was not installed.
+pub(super) fn discard<S: Storage>(storage: &S, paths: &Paths) -> Result<(), JournalError> {
+    remove_if_there(storage, &paths.image_new())?;
+    remove_if_there(storage, &paths.sums_new())
 }

@@ -237,6 +237,22 @@ mod tests {
     }
 
     #[test]
+    fn the_file_is_the_golden_one() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/seed/seed.json");
+        let golden = std::fs::read_to_string(path).unwrap();
+        assert_eq!(String::from_utf8(state().encode()).unwrap(), golden);
+        assert_eq!(SeedState::decode(golden.as_bytes()), Ok(state()));
+    }
+
+    #[test]
+    fn a_point_that_is_another_record_is_damage() {
+        let mut other = state();
+        other.base.point = vec![1, 2, 3];
+        let error = SeedState::decode(&other.encode()).unwrap_err();
+        assert!(error.contains("point is not the record 7"), "{error}");
+    }
+
+    #[test]
     fn damage_is_found_and_named() {
         let whole = String::from_utf8(state().encode()).unwrap();
         for (from, to, wanted) in [
