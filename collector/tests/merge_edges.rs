@@ -190,6 +190,10 @@ fn a_point_that_is_the_oldest_state_keeps_its_name() {
     world.journal.seal_now().unwrap();
     world.merge(ALL.older_than).unwrap();
     assert_eq!((world.held.seed.at(), labels(&world)), (Seq(at + 2), Vec::new()));
+    // What was merged behind a point may have changed the disk; what follows has not.
+    for (after, found) in [(at, Some(Seq(at + 2))), (at + 2, None)] {
+        assert_eq!(world.held.reader.first_change_after(Seq(after)).unwrap(), found);
+    }
 }
 
 #[test]

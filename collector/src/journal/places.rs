@@ -56,12 +56,20 @@ impl<S: Storage> JournalReader<S> {
         Ok(until)
     }
 
-    /// The first record behind `after` that changes the disk. Flushes and marks do not.
+    /// The first record behind `after` that changes the disk. Flushes and marks do not. Where the
+    /// records behind `after` are in the seed, nobody knows any more what they did: then it is
+    /// the state of the seed, as if they had changed something.
     ///
     /// # Errors
     /// `Io` or `Damaged`.
     pub fn first_change_after(&self, after: Seq) -> Result<Option<Seq>, JournalError> {
-        let (segments, durable) = (self.segment_list(), self.durable());
+        let (segments, durable, oldest) = {
+            let published = self.published();
+            (Arc::clone(&published.segments), published.durable, published.base.at)
+        };
+        if after < oldest {
+            return Ok(Some(oldest));
+        }
         for segment in segments.iter() {
             let ends = segment.extremes();
             if ends.records == 0 || ends.last_seq <= after || ends.first_seq > durable {
