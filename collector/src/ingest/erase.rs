@@ -44,7 +44,7 @@ impl<S: Storage> Volumes<S> {
     /// Blocks for about a second.
     ///
     /// # Errors
-    /// `Conflict` when it is not retired or something reads it; what the system says when the
+    /// `Conflict` when it is not retired, is being seeded or something reads it; what the system says when the
     /// directory can't be renamed. The volume is as before then.
     pub fn erase(&self, volume: &Arc<Volume<S>>) -> Result<Doomed> {
         let name = volume.name();
@@ -55,6 +55,11 @@ impl<S: Storage> Volumes<S> {
         }
         if facts.erasing {
             return Err(Failure::conflict(format!("volume {name} is being erased already")));
+        }
+        if facts.seeding {
+            // The new seed would be put into whatever volume has the name then.
+            return Err(Failure::conflict(format!("volume {name} is being seeded"))
+                .with_hint("cancel that job first"));
         }
         let held = volume.begin_erase();
         // Nothing can be opened from here on. What was about to be is pinned within the wait.

@@ -6,10 +6,11 @@
 //! let in; then the volume's writer ends, the pieces are exchanged, and it is opened again.
 //!
 //! The exchange is in this order, so that a crash never leaves an image of which the agent is not
-//! told: first the journal goes (nothing in it could be opened; an agent that finds none compares
-//! or copies), then the manifest says that the volume is seeded (an agent compares, with zeroes or
+//! told: first the journal goes, its newest file first, so that what is left goes on from the seed
+//! (nothing in it could be opened; an agent that finds less compares or copies), then the manifest says that the volume is seeded (an agent compares, with zeroes or
 //! with the image), then the image is put in place.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use super::manifest::Manifest;
 use super::volume::{Volume, VolumeCore, volume_dir};
 use super::volumes::Volumes;
 use crate::error::{Failure, NotOffered, Result, Severity};
-use crate::seed::SeedBuilder;
+use crate::seed::{SeedBuilder, merge_into_seed};
 use crate::storage::Storage;
 
 /// A volume that is being seeded. When it goes without [`Seeding::finish`], the volume is as it
@@ -50,13 +51,24 @@ impl<S: Storage> Volumes<S> {
     /// # Errors
     /// What the system says; the volume is open again with whatever the exchange came to.
     pub fn finish_seeding(&self, mut seeding: Seeding<S>) -> Result<()> {
-        let builder = seeding.builder.take().expect("a seeding has a builder until its end");
-        builder.sync()?;
         let (volume, journal) = (Arc::clone(&seeding.volume), self.new_journal_id());
-        if let Ok(held) = volume.held() {
-            held.seed.close();
+        let held = volume.held()?;
+        if let Some(to) = held.seed.merging_to() {
+            // Between two states the seed can't do without the journal.
+            merge_into_seed(&held.reader, &held.seed, to, &mut |_| ControlFlow::Continue(()))?;
         }
+        let builder = seeding.builder.take().expect("a seeding has a builder until its end");
+        if let Err(error) = builder.sync() {
+            seeding.builder = Some(builder);
+            return Err(error.into());
+        }
+        held.seed.close();
         self.reopen(volume.id(), |manifest| {
+            // One that began since and was cut off; it ends when the volume is opened.
+            if held.seed.merging_to().is_some() {
+                let text = format!("a merge of volume {} was interrupted", manifest.name);
+                return Err(Failure::unavailable(text).with_hint("seed the volume again"));
+            }
             let seeded = Manifest { journal, seeded: true, ..manifest };
             self.exchange(&volume, builder, &seeded)?;
             Ok(seeded)
@@ -71,7 +83,8 @@ impl<S: Storage> Volumes<S> {
     ) -> Result<()> {
         let (storage, dir) = (self.storage(), volume.journal_dir());
         let failed = |path: &Path, source| Failure::io("remove", path, source);
-        for name in storage.list(&dir).map_err(|source| failed(&dir, source))? {
+        let names = storage.list(&dir).map_err(|source| failed(&dir, source))?;
+        for name in names.into_iter().rev() {
             let path = dir.join(name);
             storage.remove(&path).map_err(|source| failed(&path, source))?;
         }
@@ -95,6 +108,9 @@ impl<S: Storage> Seeding<S> {
 
 impl<S: Storage> Drop for Seeding<S> {
     fn drop(&mut self) {
+        if let Some(Err(error)) = self.builder.take().map(SeedBuilder::discard) {
+            tracing::warn!("{error}");
+        }
         let mut facts = self.volume.lock();
         facts.seeding = false;
         facts.problem = None;

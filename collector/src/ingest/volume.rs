@@ -481,6 +481,9 @@ impl<S: Storage> VolumeCore<S> {
                 for damage in &merged.damaged {
                     self.report(Severity::Critical, damage.to_string());
                 }
+                if merged.to.is_none() {
+                    return;
+                }
                 let text = format!("a merge that was interrupted is complete at record {to}");
                 self.report(Severity::Info, text);
             }

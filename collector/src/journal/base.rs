@@ -3,7 +3,9 @@
 //! The seed keeps these facts with its bytes; they enter when a journal is opened and are replaced
 //! when segments leave into the seed. The first segment has to continue them.
 
-use tidemark_wire::{Seq, WallMicros};
+use tidemark_wire::{Record, Seq, WallMicros};
+
+use super::types::Mark;
 
 /// The state below the first segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +22,9 @@ pub struct Base {
     pub span_resync: [u8; 16],
     /// Size of the volume, in bytes.
     pub size_bytes: u64,
+    /// Its last record as it stood in the journal, when that is a recovery point; else empty. The
+    /// state is kept, so its name has to be.
+    pub point: Vec<u8>,
 }
 
 impl Base {
@@ -33,6 +38,14 @@ impl Base {
             span_begin: Seq(0),
             span_resync: [0; 16],
             size_bytes,
+            point: Vec::new(),
         }
+    }
+
+    /// The recovery point that its last record is.
+    pub(crate) fn mark(&self) -> Option<Mark> {
+        let record =
+            Record::decode(&self.point).ok().filter(|record| record.header.seq() == self.at)?;
+        Mark::from_record(&record).ok().flatten()
     }
 }

@@ -16,15 +16,21 @@ use crate::storage::Storage;
 
 impl<S: Storage> JournalReader<S> {
     /// Bytes of records, as stored, from the begin of the journal up to and with each of these
-    /// marks, which are in the order of the stream. `None` for one that is not there or whose
-    /// segment's marks are damaged. The differences stay the same when segments leave.
+    /// marks, which are in the order of the stream; 0 for one that is the state of the seed. `None`
+    /// for one that is not there or whose segment's marks are damaged. The differences stay the same when segments leave.
     ///
     /// # Errors
     /// `Io`.
     pub fn bytes_until(&self, marks: &[Seq]) -> Result<Vec<Option<u64>>, JournalError> {
-        let segments = self.segment_list();
+        let (segments, oldest) = {
+            let published = self.published();
+            (Arc::clone(&published.segments), published.base.at)
+        };
         let mut until = vec![None; marks.len()];
-        let (mut before_bytes, mut next) = (0, 0);
+        if let Ok(at) = marks.binary_search(&oldest) {
+            until[at] = Some(0);
+        }
+        let (mut before_bytes, mut next) = (0, marks.partition_point(|mark| *mark <= oldest));
         for segment in segments.iter() {
             let last = segment.extremes().last_seq;
             let end = next + marks[next..].partition_point(|mark| *mark <= last);
@@ -50,12 +56,20 @@ impl<S: Storage> JournalReader<S> {
         Ok(until)
     }
 
-    /// The first record behind `after` that changes the disk. Flushes and marks do not.
+    /// The first record behind `after` that changes the disk. Flushes and marks do not. Where the
+    /// records behind `after` are in the seed, nobody knows any more what they did: then it is
+    /// the state of the seed, as if they had changed something.
     ///
     /// # Errors
     /// `Io` or `Damaged`.
     pub fn first_change_after(&self, after: Seq) -> Result<Option<Seq>, JournalError> {
-        let (segments, durable) = (self.segment_list(), self.durable());
+        let (segments, durable, oldest) = {
+            let published = self.published();
+            (Arc::clone(&published.segments), published.durable, published.base.at)
+        };
+        if after < oldest {
+            return Ok(Some(oldest));
+        }
         for segment in segments.iter() {
             let ends = segment.extremes();
             if ends.records == 0 || ends.last_seq <= after || ends.first_seq > durable {

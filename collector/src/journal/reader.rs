@@ -229,14 +229,17 @@ impl<S: Storage> JournalReader<S> {
         }
     }
 
-    /// All marks that can be read, oldest first, and what is damaged of the others. Reads each of
-    /// their records.
+    /// All marks that can be read, oldest first, and what is damaged of the others; also the
+    /// recovery point that the oldest state is. Reads each of their records.
     ///
     /// # Errors
     /// `Io`.
     pub fn marks(&self) -> Result<(Vec<Mark>, Vec<Damage>), JournalError> {
-        let Snapshot { segments, durable, .. } = self.snapshot();
-        let (mut marks, mut damaged) = (Vec::new(), Vec::new());
+        let (segments, durable, oldest) = {
+            let published = self.published();
+            (Arc::clone(&published.segments), published.durable, published.base.mark())
+        };
+        let (mut marks, mut damaged) = (Vec::from_iter(oldest), Vec::new());
         for segment in segments.iter() {
             let Some(entries) = whole(segment.marks(), &mut damaged)? else { continue };
             for entry in entries.iter().take_while(|entry| entry.seq.get() <= durable.0) {
@@ -265,10 +268,15 @@ impl<S: Storage> JournalReader<S> {
     /// # Errors
     /// `Io` or `Damaged`.
     pub(crate) fn newest_offered(&self) -> Result<Option<Seq>, JournalError> {
-        let newest = match self.span_open() {
-            None => self.durable(),
-            Some(begin) => {
-                let before = self.floor(Seq(begin.0.saturating_sub(1)))?;
+        // Both at one moment: a gap record between them would look like a state.
+        let (open, durable) = {
+            let published = self.published();
+            (published.spans.open(), published.durable)
+        };
+        let newest = match open {
+            None => durable,
+            Some(open) => {
+                let before = self.floor(Seq(open.begin.0.saturating_sub(1)))?;
                 before.map_or(Seq(0), |(seq, _)| seq)
             }
         };

@@ -189,6 +189,12 @@ impl<S: Storage> Recovery<'_, S> {
             return other(format!("it is open, and the seed is at record {} already", base.at));
         }
         let file = self.open_file(path)?;
+        // Damage is left to the trailer; what belongs to somebody else is not removed.
+        match read_header(&file, path) {
+            Ok(header) => check_identity(path, &header, self.identity, name.first_seq)?,
+            Err(JournalError::Damaged(_)) => {}
+            Err(error) => return Err(error),
+        }
         let trailer = match read_trailer(&file, path) {
             Ok(trailer) => trailer,
             // Nothing of it is needed any more.

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use tidemark_block::ByteRange;
 use tidemark_wire::{
-    DecodeError, DecodeErrorKind, Record, RecordHeader, Seq, WallMicros, checksum,
+    DecodeError, DecodeErrorKind, Record, RecordHeader, RecordKind, Seq, WallMicros, checksum,
 };
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
@@ -172,8 +172,19 @@ impl<S: Storage> Segment<S> {
                 span_begin: Seq(trailer.span_begin.get()),
                 span_resync: trailer.span_resync,
                 size_bytes: trailer.size_bytes.get(),
+                point: Vec::new(),
             }),
         }
+    }
+
+    /// The last record when it is a recovery point; else nothing.
+    pub(crate) fn last_point(&self) -> Result<Vec<u8>, ReadError> {
+        let (marks, last) = (self.marks()?, self.extremes().last_seq);
+        let is_point =
+            |mark: &&MarkEntry| mark.seq.get() == last.0 && mark.kind == RecordKind::Bookmark as u8;
+        marks.last().filter(is_point).map_or(Ok(Vec::new()), |mark| {
+            self.read_record(mark.position.get().into(), mark.record_bytes.get())
+        })
     }
 
     /// Reads all records and checks them with their payloads.

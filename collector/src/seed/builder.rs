@@ -3,7 +3,7 @@
 //! What enters: blocks of the image, each at most once. What leaves: a seed in place of the one
 //! that was there. Who owns the state: the builder, in files of other names, until
 //! [`SeedBuilder::finish`] has put them in place; a crash before leaves the old seed as it was,
-//! and files that the next builder removes.
+//! and files that its next opening removes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,9 +34,18 @@ impl<S: Storage> SeedBuilder<S> {
     /// `Io`.
     pub fn create(storage: Arc<S>, dir: &Path, size_bytes: u64) -> Result<Self, JournalError> {
         let paths = Paths::of(&dir.join(super::SEED_FILE));
-        let image = files::make(&*storage, &paths.image_new(), size_bytes)?;
-        let sums = files::make(&*storage, &paths.sums_new(), files::sums_bytes(size_bytes))?;
-        Ok(Self { storage, paths, image, sums, size_bytes })
+        let make = |path: &Path, len_bytes| files::make(&*storage, path, len_bytes);
+        let made = make(&paths.image_new(), size_bytes).and_then(|image| {
+            make(&paths.sums_new(), files::sums_bytes(size_bytes)).map(|sums| (image, sums))
+        });
+        match made {
+            Ok((image, sums)) => Ok(Self { storage, paths, image, sums, size_bytes }),
+            Err(error) => {
+                // One that stays goes at the next opening.
+                let _ = files::discard(&*storage, &paths);
+                Err(error)
+            }
+        }
     }
 
     /// Takes the bytes at a place. Blocks of zeroes are left out.
@@ -83,6 +92,14 @@ impl<S: Storage> SeedBuilder<S> {
     pub fn sync(&self) -> Result<(), JournalError> {
         self.image.datasync().map_err(JournalError::io("sync", &self.paths.image_new()))?;
         self.sums.datasync().map_err(JournalError::io("sync", &self.paths.sums_new()))
+    }
+
+    /// Removes what was taken so far.
+    ///
+    /// # Errors
+    /// `Io`: what is left goes at the next opening.
+    pub fn discard(self) -> Result<(), JournalError> {
+        files::discard(&*self.storage, &self.paths)
     }
 
     /// Puts the seed in the place of the one that is there, which nobody may have open; it is

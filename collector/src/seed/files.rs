@@ -69,6 +69,8 @@ pub(super) fn open_or_create<S: Storage>(
             // A program that was killed after this sync had failed leaves a name that is not
             // durable; the journal removes what the state says is merged.
             storage.sync_dir(paths.dir()).map_err(JournalError::io("sync", paths.dir()))?;
+            // What an import left that was cut off before it was installed; as large as the disk.
+            discard(storage, paths)?;
             state
         }
         None => create(storage, paths, size_bytes)?,
@@ -214,4 +216,10 @@ fn finish_install<S: Storage>(
     state.installing = false;
     state.store(storage, &paths.state)?;
     Ok(state)
+}
+
+/// Removes the files of an import that was not installed.
+pub(super) fn discard<S: Storage>(storage: &S, paths: &Paths) -> Result<(), JournalError> {
+    remove_if_there(storage, &paths.image_new())?;
+    remove_if_there(storage, &paths.sums_new())
 }

@@ -51,6 +51,8 @@ struct Text {
     chain: String,
     span_begin: u64,
     span_resync: String,
+    /// The record at `at`, when it is a recovery point; else empty.
+    point: String,
     unreadable: Vec<LostText>,
     checksum: String,
 }
@@ -78,16 +80,22 @@ fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn from_hex<const N: usize>(field: &str, text: &str) -> Result<[u8; N], String> {
-    let mut bytes = [0; N];
-    if text.len() != 2 * N || !text.is_ascii() {
-        return Err(format!("{field} has not {} hexadecimal digits", 2 * N));
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16)
-            .map_err(|error| format!("{field}: {error}"))?;
-    }
-    Ok(bytes)
+fn from_hex(field: &str, text: &str) -> Result<Vec<u8>, String> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let bytes = pairs.iter().map(|pair| {
+        let digits = std::str::from_utf8(pair).ok()?;
+        u8::from_str_radix(digits, 16).ok()
+    });
+    bytes
+        .collect::<Option<_>>()
+        .filter(|_| rest.is_empty())
+        .ok_or_else(|| format!("{field} is not hexadecimal"))
+}
+
+fn array_from_hex<const N: usize>(field: &str, text: &str) -> Result<[u8; N], String> {
+    from_hex(field, text)?
+        .try_into()
+        .map_err(|_| format!("{field} has not {} hexadecimal digits", 2 * N))
 }
 
 impl SeedState {
@@ -115,6 +123,7 @@ impl SeedState {
             chain: to_hex(&self.base.chain),
             span_begin: self.base.span_begin.0,
             span_resync: to_hex(&self.base.span_resync),
+            point: to_hex(&self.base.point),
             unreadable: unreadable.collect(),
             checksum: String::new(),
         };
@@ -144,15 +153,20 @@ impl SeedState {
             Some(Lost { range, seq: Seq(lost.seq), errno: lost.errno })
         });
         let lost = lost.collect::<Option<Vec<_>>>().and_then(LostRanges::from_sorted);
+        let base = Base {
+            at: Seq(text.at),
+            time: text.time_us.map(WallMicros),
+            chain: array_from_hex("chain", &text.chain)?,
+            span_begin: Seq(text.span_begin),
+            span_resync: array_from_hex("span_resync", &text.span_resync)?,
+            size_bytes: text.size_bytes,
+            point: from_hex("point", &text.point)?,
+        };
+        if !base.point.is_empty() && base.mark().is_none() {
+            return Err(format!("point is not the record {}", base.at));
+        }
         Ok(Self {
-            base: Base {
-                at: Seq(text.at),
-                time: text.time_us.map(WallMicros),
-                chain: from_hex("chain", &text.chain)?,
-                span_begin: Seq(text.span_begin),
-                span_resync: from_hex("span_resync", &text.span_resync)?,
-                size_bytes: text.size_bytes,
-            },
+            base,
             merging_to: text.merging_to.map(Seq),
             seeded: text.seeded,
             installing: text.installing,
@@ -210,6 +224,7 @@ mod tests {
             span_begin: Seq(3),
             span_resync: [9; 16],
             size_bytes: 1 << 30,
+            point: Vec::new(),
         };
         SeedState { base, merging_to: Some(Seq(12)), seeded: true, installing: false, lost }
     }
@@ -219,6 +234,22 @@ mod tests {
         assert_eq!(SeedState::decode(&state().encode()), Ok(state()));
         let empty = SeedState::empty(4096);
         assert_eq!(SeedState::decode(&empty.encode()), Ok(empty));
+    }
+
+    #[test]
+    fn the_file_is_the_golden_one() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/seed/seed.json");
+        let golden = std::fs::read_to_string(path).unwrap();
+        assert_eq!(String::from_utf8(state().encode()).unwrap(), golden);
+        assert_eq!(SeedState::decode(golden.as_bytes()), Ok(state()));
+    }
+
+    #[test]
+    fn a_point_that_is_another_record_is_damage() {
+        let mut other = state();
+        other.base.point = vec![1, 2, 3];
+        let error = SeedState::decode(&other.encode()).unwrap_err();
+        assert!(error.contains("point is not the record 7"), "{error}");
     }
 
     #[test]

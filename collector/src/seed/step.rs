@@ -62,26 +62,32 @@ pub fn merge_into_seed<S: Storage>(
     pace: &mut Pace<'_>,
 ) -> Result<Merged, JournalError> {
     let closed = seed.working();
-    let list = reader.segment_list();
-    let mut segments = &list[..list.partition_point(|segment| segment.first_seq() <= to)];
     let mut report = Merged::default();
-    if *closed || segments.is_empty() {
+    if *closed {
         return Ok(report);
     }
     let unfinished = seed.merging_to();
+    if let Some(wanted) = unfinished {
+        // Also when it can't be ended now: nothing older can be told from the seed any more.
+        reader.raise_floor(wanted);
+    }
+    let list = reader.segment_list();
+    let mut segments = &list[..list.partition_point(|segment| segment.first_seq() <= to)];
     if unfinished.is_none() {
         let (whole, damage) = check(segments)?;
         segments = &segments[..whole];
         report.stopped_at = damage;
     }
-    let Some(mut base) = segments.last().and_then(|last| last.end()) else { return Ok(report) };
-    // Times do not fall in what is offered, also where a clock has jumped back.
-    let times = segments.iter().filter_map(|segment| segment.end()?.time);
-    base.time = times.chain(seed.base().time).max();
-    if let Some(wanted) = unfinished.filter(|wanted| *wanted != base.at) {
+    let end = segments.last().and_then(|last| last.end());
+    if let Some(wanted) = unfinished.filter(|to| end.as_ref().is_none_or(|end| end.at != *to)) {
         let detail = format!("it is being merged to record {wanted}, which ends no segment here");
         return Err(Damage::new(&seed.paths.state, Part::SeedState, 0, detail).into());
     }
+    let (Some(last), Some(mut base)) = (segments.last(), end) else { return Ok(report) };
+    base.point = last.last_point()?;
+    // Times do not fall in what is offered, also where a clock has jumped back.
+    let times = segments.iter().filter_map(|segment| segment.end()?.time);
+    base.time = times.chain(seed.base().time).max();
     let freed_bytes = segments.iter().map(|segment| segment.info().bytes).sum();
     let step = Step::new(seed, segments, base.clone(), &mut report, pace);
     let plan = plan(segments, step.span_bytes)?;
@@ -203,13 +209,15 @@ impl<'a, 'p, S: Storage> Step<'a, 'p, S> {
     fn begin(&self) -> Result<(), JournalError> {
         let seed = self.seed;
         let mut state = seed.shared().state.clone();
-        if state.merging_to.is_none() {
+        let again = state.merging_to.is_some();
+        if !again {
             state.merging_to = Some(self.base.at);
             state.store(&*seed.storage, &seed.paths.state)?;
             seed.shared_mut().state = state;
         }
         let mut shared = seed.shared_mut();
-        if shared.file_bytes < self.span_bytes || shared.torn {
+        // Of a try that failed nothing is believed.
+        if again || shared.file_bytes < self.span_bytes {
             files::cut(&seed.image, &seed.sums, &seed.paths, self.span_bytes)?;
             shared.file_bytes = self.span_bytes;
         }
@@ -430,6 +438,8 @@ impl<'a, 'p, S: Storage> Step<'a, 'p, S> {
     fn end(self) -> Result<(), JournalError> {
         let seed = self.seed;
         seed.image.datasync().map_err(self.image_error("sync"))?;
+        // Their length, where the volume has grown and no block has changed.
+        seed.sums.datasync().map_err(self.sums_error("sync"))?;
         let size_bytes = self.base.size_bytes;
         let mut state = seed.shared().state.clone();
         state.base = self.base;
