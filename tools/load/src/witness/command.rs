@@ -301,10 +301,18 @@ fn views(arguments: &ViewsArguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// True when no operation that was on its way with a write, or came later, touches its bytes or
+/// those beside them: only then does every state after it show where it was.
+fn is_last(write: &Op, ops: &[Op]) -> bool {
+    let beside = |op: &Op| op.offset <= write.end() && write.offset <= op.end();
+    let others = ops.iter().filter(|op| op.number != write.number && op.kind != Kind::Flush);
+    !others.filter(|op| op.acknowledged > write.submitted).any(beside)
+}
+
 fn flip(from: &Path, to: &Path) -> anyhow::Result<()> {
     let log = Log::read(from)?;
     let writes = log.ops.iter().filter(|op| matches!(op.kind, Kind::Write { .. }));
-    let acknowledged = writes.filter(|op| op.acknowledged != NEVER);
+    let acknowledged = writes.filter(|op| op.acknowledged != NEVER && is_last(op, &log.ops));
     let last = acknowledged.max_by_key(|op| op.acknowledged).context("no write in the log")?;
     let mut text = fs::read_to_string(from)?.into_bytes();
     let lines = text.split(|byte| *byte == b'\n');
