@@ -15,11 +15,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tidemark_block::engine::socket::Address;
+use tidemark_block::nbd::client::ServedExport;
 
 use super::device;
 use super::error::{AttachError, AttachErrorKind};
 use super::genetlink::{Attributes, Family};
-use super::nbd_handshake::{self, ServedExport};
+use super::nbd_handshake;
 use super::{CONNECTIONS_MAX, Options};
 
 const FAMILY: &str = "nbd";

@@ -11,10 +11,12 @@
 //! the `gate`; `commands` and `long_read` are these tasks; `reply_queue` collects what they
 //! answer for the one writer. `option`, `request` and `reply` are the codec: bytes in, typed
 //! values or errors out, without I/O. `protocol` holds the numbers.
+//! [`client`] is the other side of the handshake, for programs of ours.
 //!
 //! A client that breaks the protocol loses its connection and nothing else, with one line of log
 //! that names the peer, the export and the reason.
 
+pub mod client;
 #[cfg(test)]
 mod codec_tests;
 mod commands;

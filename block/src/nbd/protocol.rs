@@ -1,4 +1,4 @@
-//! The numbers of the NBD protocol, as far as this server speaks it.
+//! The numbers of the NBD protocol, as far as our server and client speak it.
 //!
 //! Source: `doc/proto.md` of the NetworkBlockDevice/nbd repository. All numbers are sent in
 //! network byte order.
@@ -33,7 +33,8 @@ pub(super) mod option {
 }
 
 pub(super) mod option_reply {
-    const ERROR: u32 = 1 << 31;
+    /// Bit of every refusal.
+    pub(in crate::nbd) const ERROR: u32 = 1 << 31;
     pub(in crate::nbd) const ACK: u32 = 1;
     pub(in crate::nbd) const SERVER: u32 = 2;
     pub(in crate::nbd) const INFO: u32 = 3;

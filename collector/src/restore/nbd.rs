@@ -9,27 +9,15 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use tidemark_block::nbd::client::negotiate;
+
 /// Longest wait for one answer; a flush of everything that was written may take long.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(300);
 /// Zeroes of one request at most.
 pub(super) const ZERO_BYTES_MAX: u64 = 512 << 20;
-/// Longest answer to an option that is read.
-const OPTION_BYTES_MAX: u32 = 64 << 10;
 
-const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
-const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
-const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const REPLY_MAGIC: u32 = 0x6744_6698;
-/// Fixed newstyle, no padding behind the handshake.
-const CLIENT_FLAGS: u32 = 3;
-const OPTION_GO: u32 = 7;
-const REPLY_ACK: u32 = 1;
-const REPLY_INFO: u32 = 3;
-const INFO_EXPORT: u16 = 0;
-const FLAG_READ_ONLY: u16 = 1 << 1;
-const FLAG_FLUSH: u16 = 1 << 2;
-const FLAG_WRITE_ZEROES: u16 = 1 << 6;
 
 #[derive(Clone, Copy)]
 enum Command {
@@ -59,58 +47,15 @@ impl NbdDisk {
     pub(super) fn open(stream: UnixStream, size_bytes: u64) -> io::Result<Self> {
         stream.set_read_timeout(Some(ANSWER_WAIT_MAX))?;
         stream.set_write_timeout(Some(ANSWER_WAIT_MAX))?;
-        let mut disk = Self { stream, cookie: 0 };
-        if disk.u64()? != INIT_MAGIC || disk.u64()? != OPTION_MAGIC {
-            return Err(invalid("no NBD server of the fixed newstyle"));
-        }
-        let _server_flags = disk.u16()?;
-        let mut hello = CLIENT_FLAGS.to_be_bytes().to_vec();
-        hello.extend(OPTION_MAGIC.to_be_bytes());
-        hello.extend(OPTION_GO.to_be_bytes());
-        // An empty name, no wishes for information.
-        hello.extend(6_u32.to_be_bytes());
-        hello.extend([0; 6]);
-        disk.stream.write_all(&hello)?;
-        let (found, flags) = disk.go()?;
-        if found != size_bytes {
+        let served = negotiate(&stream, "")?;
+        if served.size_bytes != size_bytes {
+            let found = served.size_bytes;
             return Err(invalid(format!("a disk of {found} bytes instead of {size_bytes}")));
         }
-        let needed = FLAG_FLUSH | FLAG_WRITE_ZEROES;
-        if flags & needed != needed || flags & FLAG_READ_ONLY != 0 {
-            return Err(invalid(format!("flags {flags:#x} do not do")));
+        if !served.takes_changes() {
+            return Err(invalid(format!("flags {:#x} do not do", served.flags)));
         }
-        Ok(disk)
-    }
-
-    /// The answers to `NBD_OPT_GO`: size and flags.
-    fn go(&mut self) -> io::Result<(u64, u16)> {
-        let mut export = None;
-        loop {
-            let (magic, option, kind) = (self.u64()?, self.u32()?, self.u32()?);
-            let len = self.u32()?;
-            if magic != OPTION_REPLY_MAGIC || option != OPTION_GO || len > OPTION_BYTES_MAX {
-                return Err(invalid("an answer to another option"));
-            }
-            let mut body = vec![0; len as usize];
-            self.stream.read_exact(&mut body)?;
-            match (kind, body.as_slice()) {
-                (REPLY_ACK, _) => return export.ok_or_else(|| invalid("no size was told")),
-                (REPLY_INFO, [a, b, rest @ ..]) if u16::from_be_bytes([*a, *b]) == INFO_EXPORT => {
-                    let fixed: [u8; 10] =
-                        rest.try_into().map_err(|_| invalid("information of a wrong length"))?;
-                    let (size, flags) = fixed.split_at(8);
-                    export = Some((
-                        u64::from_be_bytes(size.try_into().expect("8 bytes were split off")),
-                        u16::from_be_bytes(flags.try_into().expect("2 bytes are left")),
-                    ));
-                }
-                (REPLY_INFO, _) => {}
-                _ => {
-                    let text = String::from_utf8_lossy(&body).into_owned();
-                    return Err(invalid(format!("option refused ({kind:#x}): {text}")));
-                }
-            }
-        }
+        Ok(Self { stream, cookie: 0 })
     }
 
     pub(super) fn read(&mut self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
@@ -164,10 +109,6 @@ impl NbdDisk {
             Ok(errno) => Err(io::Error::from_raw_os_error(errno)),
             Err(_) => Err(invalid(format!("error number {error}"))),
         }
-    }
-
-    fn u16(&mut self) -> io::Result<u16> {
-        self.bytes().map(u16::from_be_bytes)
     }
 
     fn u32(&mut self) -> io::Result<u32> {
