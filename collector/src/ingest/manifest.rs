@@ -7,21 +7,19 @@
 //! same text with an empty checksum. What a person decided for the volume is in it only when it
 //! was decided, so a manifest of a version that did not know it yet reads the same.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tidemark_wire::{AgentId, Epoch, JournalId, Timeline, VolumeId, WallMicros, checksum};
+use tidemark_wire::{AgentId, Epoch, JournalId, Timeline, VolumeId, WallMicros};
 
 use crate::error::{Failure, Result};
 use crate::policy::Overrides;
+use crate::storage::document::{self, Document};
 use crate::storage::{Storage, StorageFile};
 
 /// Name of the file in the volume's directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
-const FORMAT: &str = "tidemark volume manifest";
-const VERSION: u32 = 1;
 /// Longest manifest that is read.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
@@ -97,21 +95,24 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-impl Text {
-    /// XXH3-64 of this text without its checksum.
-    fn sum(&mut self) -> String {
-        let given = std::mem::take(&mut self.checksum);
-        let bytes = serde_json::to_vec(self).expect("plain fields always serialize");
-        self.checksum = given;
-        format!("{:016x}", checksum::sum(&bytes))
+impl Document for Text {
+    const FORMAT: &'static str = "tidemark volume manifest";
+    const VERSION: u32 = 1;
+
+    fn head(&self) -> (&str, u32) {
+        (&self.format, self.version)
+    }
+
+    fn checksum(&mut self) -> &mut String {
+        &mut self.checksum
     }
 }
 
 impl Manifest {
     fn encode(&self) -> Vec<u8> {
-        let mut text = Text {
-            format: FORMAT.to_owned(),
-            version: VERSION,
+        document::encode(Text {
+            format: Text::FORMAT.to_owned(),
+            version: Text::VERSION,
             volume: self.volume.to_string(),
             name: self.name.clone(),
             size_bytes: self.size_bytes,
@@ -128,25 +129,11 @@ impl Manifest {
             }),
             seeded: self.seeded,
             checksum: String::new(),
-        };
-        text.checksum = text.sum();
-        let mut bytes = serde_json::to_vec_pretty(&text).expect("plain fields always serialize");
-        bytes.push(b'\n');
-        bytes
+        })
     }
 
     fn decode(bytes: &[u8]) -> std::result::Result<Self, String> {
-        let mut text: Text = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-        if text.format != FORMAT {
-            return Err(format!("format {:?} is not {FORMAT:?}", text.format));
-        }
-        if text.version != VERSION {
-            return Err(format!("version {}, this program knows {VERSION}", text.version));
-        }
-        let sum = text.sum();
-        if sum != text.checksum {
-            return Err(format!("checksum {} does not match, it should be {sum}", text.checksum));
-        }
+        let text: Text = document::decode(bytes)?;
         text.policy.check().map_err(|error| format!("policy: {error}"))?;
         let id = |field: &str, value: &str| {
             value
@@ -195,22 +182,8 @@ impl Manifest {
     /// # Errors
     /// What the system says; the old manifest then still holds.
     pub fn store<S: Storage>(&self, storage: &Arc<S>, dir: &Path) -> Result<()> {
-        let (path, new) = (dir.join(MANIFEST_FILE), dir.join("manifest.new"));
-        match storage.remove(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Failure::io("remove", &new, error));
-            }
-            _ => {}
-        }
-        let failed = |doing: &'static str, path: &PathBuf| {
-            let path = path.clone();
-            move |source| Failure::io(doing, &path, source)
-        };
-        let file = storage.create(&new).map_err(failed("create", &new))?;
-        file.write_at(&self.encode(), 0).map_err(failed("write", &new))?;
-        file.datasync().map_err(failed("sync", &new))?;
-        storage.rename(&new, &path).map_err(failed("replace", &path))?;
-        storage.sync_dir(dir).map_err(failed("sync", &dir.to_owned()))
+        document::replace(storage.as_ref(), &dir.join(MANIFEST_FILE), &self.encode())
+            .map_err(|failed| Failure::io(failed.doing, &failed.path, failed.source))
     }
 }
 

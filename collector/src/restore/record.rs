@@ -16,9 +16,8 @@ use super::place::{remove_if_there, sync_parent};
 use super::target::BLOCK_BYTES;
 use super::{Subject, command};
 use crate::error::{Failure, Result};
+use crate::storage::document::{self, Document};
 
-const FORMAT: &str = "tidemark unfinished restore";
-const VERSION: u32 = 1;
 /// Chunks of one disk, about; so the record stays below a megabyte.
 const CHUNKS_MAX: u64 = 16 << 10;
 const CHUNK_BYTES_MIN: u64 = 1 << 20;
@@ -56,13 +55,26 @@ pub(super) struct Record {
     checksum: String,
 }
 
+impl Document for Record {
+    const FORMAT: &'static str = "tidemark unfinished restore";
+    const VERSION: u32 = 1;
+
+    fn head(&self) -> (&str, u32) {
+        (&self.format, self.version)
+    }
+
+    fn checksum(&mut self) -> &mut String {
+        &mut self.checksum
+    }
+}
+
 impl Record {
     /// Of a restore that has written nothing.
     pub(super) fn new(subject: &Subject, target_format: Format, overwrite: bool) -> Self {
         let chunk_bytes = (subject.size_bytes / CHUNKS_MAX).next_power_of_two();
         Self {
-            format: FORMAT.to_owned(),
-            version: VERSION,
+            format: Self::FORMAT.to_owned(),
+            version: Self::VERSION,
             volume: subject.volume.to_string(),
             name: subject.name.clone(),
             journal: subject.journal.to_string(),
@@ -97,13 +109,7 @@ impl Record {
     }
 
     fn decode(bytes: &[u8]) -> std::result::Result<Self, String> {
-        let record: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if record.format != FORMAT || record.version != VERSION {
-            return Err(format!("{:?} of version {}", record.format, record.version));
-        }
-        if record.sum() != record.checksum {
-            return Err("its checksum does not match".to_owned());
-        }
+        let record: Self = document::decode(bytes)?;
         let unit = record.chunk_bytes;
         let chunks = record.size_bytes.div_ceil(unit.max(1));
         if !unit.is_power_of_two() || unit < CHUNK_BYTES_MIN || record.sums.len() as u64 > chunks {
@@ -112,18 +118,12 @@ impl Record {
         Ok(record)
     }
 
-    fn sum(&self) -> String {
-        let bytes = serde_json::to_vec(&Self { checksum: String::new(), ..self.clone() });
-        format!("{:016x}", checksum::sum(&bytes.expect("plain fields always serialize")))
-    }
-
     /// Replaces the record at a path; it is durable on return.
     ///
     /// # Errors
     /// What the system says; the old one then still holds.
-    pub(super) fn store(&mut self, path: &Path) -> Result<()> {
-        self.checksum = self.sum();
-        let bytes = serde_json::to_vec(self).expect("plain fields always serialize");
+    pub(super) fn store(&self, path: &Path) -> Result<()> {
+        let bytes = document::encode(self.clone());
         let new = path.with_extension("json.new");
         let failed = |doing: &'static str, path: &PathBuf| {
             let path = path.clone();

@@ -12,15 +12,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tidemark_block::ByteRange;
 use tidemark_wire::limits::VOLUME_BYTES_MAX;
-use tidemark_wire::{Seq, WallMicros, checksum};
+use tidemark_wire::{Seq, WallMicros};
 
 use super::lost::{Lost, LostRanges};
 use crate::error::{Damage, JournalError, Part};
 use crate::journal::Base;
+use crate::storage::document::{self, Document};
 use crate::storage::{Storage, StorageFile};
 
-const FORMAT: &str = "tidemark seed state";
-const VERSION: u32 = 1;
 /// Longest file that is read.
 const STATE_BYTES_MAX: u64 = 32 << 20;
 
@@ -66,13 +65,16 @@ struct LostText {
     errno: u64,
 }
 
-impl Text {
-    /// XXH3-64 of this text without its checksum.
-    fn sum(&mut self) -> String {
-        let given = std::mem::take(&mut self.checksum);
-        let bytes = serde_json::to_vec(self).expect("plain fields always serialize");
-        self.checksum = given;
-        format!("{:016x}", checksum::sum(&bytes))
+impl Document for Text {
+    const FORMAT: &'static str = "tidemark seed state";
+    const VERSION: u32 = 1;
+
+    fn head(&self) -> (&str, u32) {
+        (&self.format, self.version)
+    }
+
+    fn checksum(&mut self) -> &mut String {
+        &mut self.checksum
     }
 }
 
@@ -111,9 +113,9 @@ impl SeedState {
             seq: lost.seq.0,
             errno: lost.errno,
         });
-        let mut text = Text {
-            format: FORMAT.to_owned(),
-            version: VERSION,
+        document::encode(Text {
+            format: Text::FORMAT.to_owned(),
+            version: Text::VERSION,
             at: self.base.at.0,
             time_us: self.base.time.map(|time| time.0),
             merging_to: self.merging_to.map(|seq| seq.0),
@@ -126,25 +128,11 @@ impl SeedState {
             point: to_hex(&self.base.point),
             unreadable: unreadable.collect(),
             checksum: String::new(),
-        };
-        text.checksum = text.sum();
-        let mut bytes = serde_json::to_vec_pretty(&text).expect("plain fields always serialize");
-        bytes.push(b'\n');
-        bytes
+        })
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let mut text: Text = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if text.format != FORMAT {
-            return Err(format!("format {:?} is not {FORMAT:?}", text.format));
-        }
-        if text.version != VERSION {
-            return Err(format!("version {}, this program knows {VERSION}", text.version));
-        }
-        let sum = text.sum();
-        if sum != text.checksum {
-            return Err(format!("checksum {} does not match, it should be {sum}", text.checksum));
-        }
+        let text: Text = document::decode(bytes)?;
         if text.size_bytes > VOLUME_BYTES_MAX {
             return Err(format!("a volume of {} bytes", text.size_bytes));
         }
@@ -189,14 +177,8 @@ impl SeedState {
 
     /// Replaces the file; it is durable on return. After an error either state may be there.
     pub(super) fn store<S: Storage>(&self, storage: &S, path: &Path) -> Result<(), JournalError> {
-        let new = path.with_extension("json.new");
-        remove_if_there(storage, &new)?;
-        let file = storage.create(&new).map_err(JournalError::io("create", &new))?;
-        file.write_at(&self.encode(), 0).map_err(JournalError::io("write", &new))?;
-        file.datasync().map_err(JournalError::io("sync", &new))?;
-        storage.rename(&new, path).map_err(JournalError::io("replace", path))?;
-        let dir = path.parent().unwrap_or(Path::new("."));
-        storage.sync_dir(dir).map_err(JournalError::io("sync", dir))
+        document::replace(storage, path, &self.encode())
+            .map_err(|failed| JournalError::io(failed.doing, &failed.path)(failed.source))
     }
 }
 

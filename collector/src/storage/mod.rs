@@ -8,6 +8,7 @@
 //!
 //! Calls block. They are made from threads of the collector's own, not from executors.
 
+pub(crate) mod document;
 mod memory;
 mod real;
 
