@@ -237,14 +237,10 @@ fn recover(
         capture.lose(GapReason::RingFull);
     } else if let Some(change) = change {
         tracing::warn!(volume = volume.name(), "its backing store: {change}");
-        if matches!(change, Change::Resized { .. }) {
-            tracing::error!(
-                volume = volume.name(),
-                "a volume can't change its size yet: the collector will refuse it until the \
-                 backing store has its former size again"
-            );
-        }
-        capture.lose(GapReason::OutsideChange);
+        capture.lose(match change {
+            Change::Resized { .. } => GapReason::Resized,
+            _ => GapReason::OutsideChange,
+        });
     } else if let Some(recovery) = &recovery {
         let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
         executor.block_on(volume.recover(&recovery.in_flight));

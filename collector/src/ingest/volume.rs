@@ -317,7 +317,7 @@ impl<S: Storage> VolumeCore<S> {
         }
         if !committed.new_marks.is_empty() {
             self.look_at_spans();
-            committed.new_marks.iter().for_each(|mark| self.report_span(mark));
+            committed.new_marks.iter().for_each(|mark| self.report_mark(mark));
             self.note_points(&committed.new_marks);
             self.observer.marks(self.manifest.volume, &committed.new_marks);
         }
@@ -388,16 +388,6 @@ impl<S: Storage> VolumeCore<S> {
         let durable = reader.durable();
         let last_time = reader.last_time().unwrap_or(WallMicros(0));
         let size_bytes = reader.size_at(durable);
-        if hello.size_bytes != size_bytes {
-            let name = &self.manifest.name;
-            let text = format!(
-                "volume {name} has {size_bytes} bytes on the collector and {} at the agent; give \
-                 the disk its former size, or move the volume's file in the agent's state_dir \
-                 away to protect it anew",
-                hello.size_bytes
-            );
-            return Err(refuse(RefuseReason::Mismatch, text));
-        }
         let raised = Manifest {
             epoch: Epoch(self.manifest.epoch.max(hello.epoch).0.saturating_add(1)),
             name: hello.name.clone(),
@@ -421,6 +411,7 @@ impl<S: Storage> VolumeCore<S> {
             window_bytes: WINDOW_BYTES_MAX,
             seeded: self.manifest.seeded && durable == Seq(0),
             last_time,
+            size_bytes,
         })
     }
 
@@ -562,8 +553,8 @@ impl<S: Storage> VolumeCore<S> {
         }
     }
 
-    /// Says what the agent could not capture, and when the copy is whole again.
-    fn report_span(&self, mark: &Mark) {
+    /// Says what the agent could not capture, when the copy is whole again, and a new size.
+    fn report_mark(&self, mark: &Mark) {
         let seq = mark.seq;
         match &mark.body {
             MarkBody::Gap(reason) => {
@@ -581,6 +572,17 @@ impl<S: Storage> VolumeCore<S> {
                 let text =
                     format!("the copy is whole from record {seq} on; {sent} bytes were sent");
                 self.report(Severity::Info, text);
+            }
+            MarkBody::Resize { size_bytes, old_bytes } => {
+                let shrank = size_bytes < old_bytes;
+                let (severity, what) =
+                    if shrank { (Severity::Warning, "shrank") } else { (Severity::Info, "grew") };
+                let name = &self.manifest.name;
+                let text = format!(
+                    "volume {name} {what} from {old_bytes} to {size_bytes} bytes at record {seq}; \
+                     states before it keep their size"
+                );
+                self.report(severity, text);
             }
             _ => {}
         }
