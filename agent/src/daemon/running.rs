@@ -74,7 +74,7 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let OpenVolume { volume, state, ring_path, mark } = opened;
         let (volume, state) = (Arc::new(volume), Arc::new(state));
-        let shipper = Shipper::start(ShipperParts {
+        let parts = ShipperParts {
             facts: VolumeFacts {
                 id: volume.id(),
                 size_bytes: volume.size_bytes(),
@@ -83,11 +83,11 @@ impl Running {
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: around.agent,
-            dial: Box::new(SocketDial::new(around.collector.clone())),
             clock: Arc::clone(&around.clock),
             random: Arc::clone(&around.random),
-        })
-        .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
+        };
+        let shipper = Shipper::start(parts, Box::new(SocketDial::new(around.collector.clone())))
+            .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
         let timer = copy::EngineTimer::new(Arc::clone(&around.clock));
         around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
