@@ -285,14 +285,10 @@ async fn recover<S: Store>(
         capture.lose(GapReason::RingFull);
     } else if let Some(change) = change {
         tracing::warn!(volume = volume.name(), "its backing store: {change}");
-        if matches!(change, Change::Resized { .. }) {
-            tracing::error!(
-                volume = volume.name(),
-                "a volume can't change its size yet: the collector will refuse it until the \
-                 backing store has its former size again"
-            );
-        }
-        capture.lose(GapReason::OutsideChange);
+        capture.lose(match change {
+            Change::Resized { .. } => GapReason::Resized,
+            _ => GapReason::OutsideChange,
+        });
     } else if let Some(recovery) = &recovery {
         volume.recover(&recovery.in_flight).await;
     } else {

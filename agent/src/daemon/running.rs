@@ -33,6 +33,8 @@ use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
 use crate::state::{BackingMark, KeptState, SEQ_RESERVATION, StateError};
 use crate::volume::Volume;
 
+/// How often the size of the backing store is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a stop waits for the collector to acknowledge what is in the rings.
 pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the end of a volume waits for the last task that has it.
@@ -64,6 +66,20 @@ pub(super) struct Running {
     cannot_reserve: bool,
     /// The last try to keep the mark failed, which was said.
     cannot_mark: bool,
+    size: SizeWatch,
+}
+
+/// The look at the size of the backing store.
+#[derive(Default)]
+struct SizeWatch {
+    /// When it is next due, monotonic.
+    next: Duration,
+    /// The size that was found last.
+    found: u64,
+    /// It can't be the volume's, which was said.
+    refused: Option<u64>,
+    /// The last look failed, which was said.
+    cannot_look: bool,
 }
 
 impl Running {
@@ -76,11 +92,7 @@ impl Running {
         let OpenVolume { volume, state, ring_path, mark } = opened;
         let (volume, state) = (Arc::new(volume), Arc::new(state));
         let parts = ShipperParts {
-            facts: VolumeFacts {
-                id: volume.id(),
-                size_bytes: volume.size_bytes(),
-                block_bytes: unit_bytes(&volume),
-            },
+            facts: VolumeFacts { id: volume.id(), block_bytes: unit_bytes(&volume) },
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: around.agent,
@@ -100,6 +112,7 @@ impl Running {
             mark,
             cannot_reserve: false,
             cannot_mark: false,
+            size: SizeWatch::default(),
         })
     }
 
@@ -143,6 +156,35 @@ impl Running {
             );
         }
         self.cannot_mark = kept.is_err();
+    }
+
+    /// Looks, about every second, whether the backing store has another size than the volume. One
+    /// that the volume can't have is told once.
+    pub(super) fn has_other_size(&mut self, now: Duration) -> bool {
+        let size = &mut self.size;
+        if now < size.next {
+            return false;
+        }
+        size.next = now + LOOK_EVERY;
+        let found = self.volume.has_other_size();
+        if let Err(error) = &found
+            && !size.cannot_look
+        {
+            tracing::error!(
+                volume = self.volume.name(),
+                "the size of its backing store can't be found out: {error}"
+            );
+        }
+        size.cannot_look = found.is_err();
+        let Ok(found) = found else { return false };
+        size.refused = size.refused.filter(|refused| found == Some(*refused));
+        size.found = found.unwrap_or(size.found);
+        found.is_some() && size.refused.is_none()
+    }
+
+    /// The volume has taken the size that was found, or can't.
+    pub(super) fn note_resize(&mut self, is_done: bool) {
+        self.size.refused = (!is_done).then_some(self.size.found);
     }
 
     /// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the

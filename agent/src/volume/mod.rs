@@ -18,8 +18,10 @@
 //! machine loses the ring, which the successor notices.
 
 mod device;
+mod resize;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use tidemark_block::engine::BufferPool;
 use tidemark_block::range_lock::RangeLock;
@@ -31,6 +33,8 @@ use tidemark_wire::{RecordKind, VolumeId};
 
 use crate::capture::Capture;
 use crate::ring::{Extent, InFlight, Ring};
+
+pub use resize::{ResizeError, Resized};
 
 /// Buffers for payloads while they can't be captured.
 const SPARE_BUFFERS: usize = 64;
@@ -69,18 +73,22 @@ pub struct Volume<S> {
     capture: Arc<Capture>,
     locks: RangeLock,
     spare: BufferPool,
+    /// See [`resize`].
+    written_to: AtomicU64,
 }
 
 impl<S: Store> Volume<S> {
     /// Protects what `store` holds.
     #[must_use]
     pub fn new(id: VolumeId, store: S, capture: Arc<Capture>) -> Self {
+        capture.set_size(store.geometry().size_bytes);
         Self {
             id,
             units: Units::new(store),
             capture,
             locks: RangeLock::default(),
             spare: BufferPool::new(SPARE_BUFFERS, PAYLOAD_BYTES_MAX),
+            written_to: AtomicU64::new(0),
         }
     }
 
@@ -99,7 +107,7 @@ impl<S: Store> Volume<S> {
     /// Size in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.units.store().geometry().size_bytes
+        self.capture.size_bytes()
     }
 
     /// Smallest unit in which the backing store is written, in bytes.

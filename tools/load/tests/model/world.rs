@@ -272,7 +272,6 @@ impl Agent {
         let parts = ShipperParts {
             facts: VolumeFacts {
                 id: volume.id(),
-                size_bytes: volume.size_bytes(),
                 block_bytes: u32::try_from(volume.unit_bytes()).expect("a small unit"),
             },
             capture: Arc::clone(volume.capture()),
