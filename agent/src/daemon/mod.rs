@@ -12,12 +12,12 @@ mod holder;
 mod instance;
 mod memory;
 mod notify;
-mod open;
+pub mod open;
 mod owner;
 mod placement;
 mod reload;
 mod resize;
-mod running;
+pub mod running;
 mod served;
 mod volumes;
 
