@@ -2,6 +2,7 @@
 //! tasks write, while a copy runs, and when nothing was captured. Whenever it rests, the stream,
 //! replayed as strictly as a collector takes it, gives the backing file with its size.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "a test waits in real time")]
 
 mod ring_support;
 
