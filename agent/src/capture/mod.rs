@@ -8,6 +8,7 @@
 pub mod desk;
 pub mod phase;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidemark_block::Payload;
@@ -17,6 +18,7 @@ use tidemark_wire::record::RecordSpec;
 use tidemark_wire::session::Standing;
 use tidemark_wire::{RecordKind, Seq};
 
+use crate::intent_log::map::IntentMap;
 use crate::ring::Ring;
 use crate::ring::order::Ticket;
 use desk::Desk;
@@ -48,6 +50,7 @@ pub struct Capture {
     /// The volume's name, for messages.
     name: String,
     ring: Ring,
+    intent: Arc<IntentMap>,
     phases: Phases,
     desk: Desk,
     progress: CopyProgress,
@@ -57,13 +60,14 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// The stream of the volume called `name`, in `ring`.
+    /// The stream of the volume called `name`, in `ring`; what it lacks is in `intent`.
     #[must_use]
-    pub fn new(name: String, ring: Ring) -> Self {
+    pub fn new(name: String, ring: Ring, intent: Arc<IntentMap>) -> Self {
         let phases = Phases::new(ring.clock().clone());
         Self {
             name,
             ring,
+            intent,
             phases,
             desk: Desk::default(),
             progress: CopyProgress::default(),
@@ -82,6 +86,12 @@ impl Capture {
     #[must_use]
     pub fn ring(&self) -> &Ring {
         &self.ring
+    }
+
+    /// What the collector lacks, or may.
+    #[must_use]
+    pub fn intent(&self) -> &Arc<IntentMap> {
+        &self.intent
     }
 
     /// Whether the stream is whole, and the copy that makes it so.
