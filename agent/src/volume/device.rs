@@ -185,12 +185,12 @@ impl<S: Store> Device for Volume<S> {
             }
         };
         self.note_end(range);
-        written.map_err(|error| DeviceError::io(range, error))
+        written.map_err(|error| self.store_error(range, error))
     }
 
     async fn read(&self, start: u64, into: Chunk) -> Result<Chunk, DeviceError> {
         let range = check_read(&self.geometry(), start, into.len())?;
-        self.units.read(start, into).await.map_err(|error| self.read_error(range, error))
+        self.units.read(start, into).await.map_err(|error| self.store_error(range, error))
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
@@ -212,7 +212,7 @@ impl<S: Store> Device for Volume<S> {
             match self.change(&spec, self.units.store().punch(units)).await {
                 // A trim is a wish; one that can't be granted leaves the bytes as they were.
                 Err(error) if error.kind() != io::ErrorKind::Unsupported => {
-                    return Err(DeviceError::io(units, error));
+                    return Err(self.store_error(units, error));
                 }
                 Ok(()) | Err(_) => {}
             }
