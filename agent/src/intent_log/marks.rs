@@ -157,10 +157,10 @@ impl IntentMap {
         doubted.is_set
     }
 
-    /// The first region at or behind byte `from` that differs.
+    /// The first region that begins at byte `from` or behind it and differs.
     #[must_use]
     pub fn next_differing(&self, from: u64) -> Option<Differing> {
-        (from / REGION_BYTES..self.regions()).find_map(|region| {
+        (from.div_ceil(REGION_BYTES)..self.regions()).find_map(|region| {
             let what = if self.region(region).is_doubted() {
                 Differs::Doubt
             } else {
