@@ -7,6 +7,7 @@
 
 pub mod desk;
 pub mod phase;
+mod size;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,9 +21,9 @@ use tidemark_wire::{RecordKind, Seq};
 
 use crate::intent_log::map::IntentMap;
 use crate::ring::Ring;
-use crate::ring::order::Ticket;
 use desk::Desk;
 use phase::{CopyCause, Phase, Phases};
+use size::Sizes;
 
 /// How far a copy of the volume is, in bytes.
 #[derive(Default)]
@@ -53,6 +54,7 @@ pub struct Capture {
     intent: Arc<IntentMap>,
     phases: Phases,
     desk: Desk,
+    sizes: Sizes,
     progress: CopyProgress,
     /// Bytes per second that a copy may read; 0 when there is no limit.
     copy_rate: AtomicU64,
@@ -70,6 +72,7 @@ impl Capture {
             intent,
             phases,
             desk: Desk::default(),
+            sizes: Sizes::default(),
             progress: CopyProgress::default(),
             copy_rate: AtomicU64::new(0),
             released: Event::new(),
@@ -188,12 +191,10 @@ impl Capture {
         self.phases.ask_copy()
     }
 
-    /// The collector can't go on from what it holds: a copy is made. Gives the ticket at or behind
-    /// which its first record will be, and that of no copy before it.
-    pub fn want_copy(&self, cause: CopyCause) -> Ticket {
-        let ticket = self.phases.want_copy(cause, || self.ring.tail_ticket());
+    /// The collector can't go on from what it holds: a copy is made.
+    pub fn want_copy(&self, cause: CopyCause) {
+        self.phases.want_copy(cause, || ());
         self.desk.look_again();
-        ticket
     }
 
     /// Ends what runs for the volume by itself: copies, and who waits for room.

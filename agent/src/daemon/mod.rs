@@ -12,11 +12,12 @@ mod holder;
 mod instance;
 mod memory;
 mod notify;
-mod open;
+pub mod open;
 mod owner;
 mod placement;
 mod reload;
-mod running;
+mod resize;
+pub mod running;
 mod served;
 mod volumes;
 
@@ -161,6 +162,7 @@ fn next(owner: &mut Owner, events: &Receiver<Event>) -> Next {
         }
     };
     owner.volumes.keep();
+    owner.follow_sizes();
     next
 }
 

@@ -19,6 +19,7 @@ use tidemark_wire::{AgentId, Seq};
 
 use super::open::OpenVolume;
 use crate::backing_mark::MarkKeeper;
+use crate::capture::Capture;
 use crate::capture::phase::Phase;
 use crate::clock::{Clock, EngineTimer};
 use crate::config::VolumeConfig;
@@ -28,9 +29,11 @@ use crate::random::Random;
 use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
 use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
-use crate::state::{KeptState, SEQ_RESERVATION};
+use crate::state::{BackingMark, KeptState, SEQ_RESERVATION, StateError};
 use crate::volume::{Volume, upkeep};
 
+/// How often the size of the backing store is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a stop waits for the collector to acknowledge what is in the rings.
 pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the end of a volume waits for the last task that has it.
@@ -62,6 +65,20 @@ pub(super) struct Running {
     cannot_reserve: bool,
     /// The last try to keep the mark failed, which was said.
     cannot_mark: bool,
+    size: SizeWatch,
+}
+
+/// The look at the size of the backing store.
+#[derive(Default)]
+struct SizeWatch {
+    /// When it is next due, monotonic.
+    next: Duration,
+    /// The size that was found last.
+    found: u64,
+    /// It can't be the volume's, which was said.
+    refused: Option<u64>,
+    /// The last look failed, which was said.
+    cannot_look: bool,
 }
 
 impl Running {
@@ -73,20 +90,16 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let OpenVolume { volume, state, ring_path, mark } = opened;
         let (volume, state) = (Arc::new(volume), Arc::new(state));
-        let shipper = Shipper::start(ShipperParts {
-            facts: VolumeFacts {
-                id: volume.id(),
-                size_bytes: volume.size_bytes(),
-                block_bytes: unit_bytes(&volume),
-            },
+        let parts = ShipperParts {
+            facts: VolumeFacts { id: volume.id(), block_bytes: unit_bytes(&volume) },
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: around.agent,
-            dial: Box::new(SocketDial::new(around.collector.clone())),
             clock: Arc::clone(&around.clock),
             random: Arc::clone(&around.random),
-        })
-        .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
+        };
+        let shipper = Shipper::start(parts, Box::new(SocketDial::new(around.collector.clone())))
+            .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
         let timer = EngineTimer::new(Arc::clone(&around.clock));
         around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
@@ -100,6 +113,7 @@ impl Running {
             mark,
             cannot_reserve: false,
             cannot_mark: false,
+            size: SizeWatch::default(),
         })
     }
 
@@ -143,6 +157,35 @@ impl Running {
             );
         }
         self.cannot_mark = kept.is_err();
+    }
+
+    /// Looks, about every second, whether the backing store has another size than the volume. One
+    /// that the volume can't have is told once.
+    pub(super) fn has_other_size(&mut self, now: Duration) -> bool {
+        let size = &mut self.size;
+        if now < size.next {
+            return false;
+        }
+        size.next = now + LOOK_EVERY;
+        let found = self.volume.has_other_size();
+        if let Err(error) = &found
+            && !size.cannot_look
+        {
+            tracing::error!(
+                volume = self.volume.name(),
+                "the size of its backing store can't be found out: {error}"
+            );
+        }
+        size.cannot_look = found.is_err();
+        let Ok(found) = found else { return false };
+        size.refused = size.refused.filter(|refused| found == Some(*refused));
+        size.found = found.unwrap_or(size.found);
+        found.is_some() && size.refused.is_none()
+    }
+
+    /// The volume has taken the size that was found, or can't.
+    pub(super) fn note_resize(&mut self, is_done: bool) {
+        self.size.refused = (!is_done).then_some(self.size.found);
     }
 
     /// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the
@@ -237,10 +280,7 @@ impl Stopped {
                 "can't mark its backing store: {error}; the next start compares the volume"
             );
         }
-        // A request that took too long for the stop of its frontend may have come when everything
-        // else was acknowledged. The mark was taken, and with it the store flushed, behind it.
-        let is_late = !capture.ring().is_empty() || !capture.is_on();
-        if !self.is_clean || is_late {
+        if !self.is_clean || is_late(capture) {
             tracing::warn!(
                 volume = name,
                 "stopped before everything was acknowledged, or in a copy; the next start goes on \
@@ -249,13 +289,7 @@ impl Stopped {
             return;
         }
         let released = capture.ring().released_seq().max(self.state.get().released);
-        let last_time = capture.ring().last_time();
-        let kept = self.state.update(|state| {
-            state.clean = true;
-            state.released = released;
-            state.last_time = state.last_time.max(last_time);
-            state.backing = mark.ok();
-        });
+        let kept = keep_clean(capture, &self.state, mark.ok());
         drop(self.volume);
         // An empty ring that stays is as good; a state that was not kept needs the ring.
         let discarded = kept.map(|()| {
@@ -273,6 +307,34 @@ impl Stopped {
             Err(error) => tracing::warn!(volume = name, "{error}"),
         }
     }
+}
+
+/// True when something came after the last acknowledgement: a request that took too long for the
+/// stop of its frontend may have come when everything else was acknowledged. The backing store's
+/// mark was taken, and with it the store flushed, behind it.
+#[must_use]
+pub fn is_late(capture: &Capture) -> bool {
+    !capture.ring().is_empty() || !capture.is_on()
+}
+
+/// Notes that a volume was stopped in order: the next start believes that nothing is missing.
+/// Every change is acknowledged, and the backing store flushed.
+///
+/// # Errors
+/// When that can't be kept; the ring is needed then.
+pub fn keep_clean(
+    capture: &Capture,
+    state: &KeptState,
+    backing: Option<BackingMark>,
+) -> Result<(), StateError> {
+    let released = capture.ring().released_seq().max(state.get().released);
+    let last_time = capture.ring().last_time();
+    state.update(|state| {
+        state.clean = true;
+        state.released = released;
+        state.last_time = state.last_time.max(last_time);
+        state.backing = backing;
+    })
 }
 
 fn flush(volume: &ProtectedVolume) -> anyhow::Result<()> {

@@ -119,6 +119,7 @@ impl Collector {
                 window_bytes: 4 << 20,
                 seeded: kept.seeded,
                 last_time: kept.last_time,
+                size_bytes: DISK_BYTES,
             }
         };
         send(&stream, FrameKind::Welcome, |body| welcome.encode(body)).ok()?;
@@ -309,16 +310,15 @@ impl Ground {
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&random));
         let timer = copy::EngineTimer::new(Arc::clone(&clock));
         workers.spawn_on(0, move || copy::run(copied, source, timer));
-        let shipper = Shipper::start(ShipperParts {
-            facts: VolumeFacts { id: VOLUME, size_bytes: DISK_BYTES, block_bytes: 512 },
+        let parts = ShipperParts {
+            facts: VolumeFacts { id: VOLUME, block_bytes: 512 },
             capture,
             state: Arc::clone(&state),
             agent: AgentId::from_bytes([1; 16]),
-            dial: Box::new(collector.clone()),
             clock: Arc::clone(&clock),
             random,
-        })
-        .unwrap();
+        };
+        let shipper = Shipper::start(parts, Box::new(collector.clone())).unwrap();
         Agent { volume, state, shipper, workers, clock }
     }
 
