@@ -289,7 +289,11 @@ pub fn resize(
                 nbd_kernel::resize(&device, &target)
             })?;
         }
-        Via::Ublk => return Err(unavailable(source.volume, UBLK_MISSING)),
+        Via::Ublk => {
+            let why =
+                "a ublk device keeps its size while it is attached; detach and attach it anew";
+            return Err(unavailable(source.volume, why));
+        }
         Via::Loop => {
             let no_file = || unavailable(source.volume, "no FUSE directory");
             let file = source.fuse_file.ok_or_else(no_file)?.to_owned();

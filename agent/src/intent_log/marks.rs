@@ -157,10 +157,10 @@ impl IntentMap {
         doubted.is_set
     }
 
-    /// The first region at or behind byte `from` that differs.
+    /// The first region that begins at byte `from` or behind it and differs.
     #[must_use]
     pub fn next_differing(&self, from: u64) -> Option<Differing> {
-        (from / REGION_BYTES..self.regions()).find_map(|region| {
+        (from.div_ceil(REGION_BYTES)..self.regions()).find_map(|region| {
             let what = if self.region(region).is_doubted() {
                 Differs::Doubt
             } else {
@@ -190,6 +190,15 @@ impl IntentMap {
         subtract(self.lacking(), u64::from(were.count_ones()));
         let was = if doubted { Differs::Doubt } else { Differs::Leaves(were) };
         Settling { entered, was, done: false }
+    }
+
+    /// Nothing of a region is known to differ.
+    pub(super) fn forget(&self, region: u64) {
+        if self.region(region).trust() {
+            subtract(self.doubted(), 1);
+        }
+        let were = self.leaves(region).swap(0, Ordering::AcqRel);
+        subtract(self.lacking(), u64::from(were.count_ones()));
     }
 
     /// Clears the bits of all regions that are known to be equal, and gives their number.
