@@ -24,7 +24,7 @@ use tidemark_agent::ring::order::Ticket;
 use tidemark_agent::ring::{Next, RecordRef};
 use tidemark_agent::volume::{Resized, Volume};
 use tidemark_block::engine::{Executor, ExecutorConfig, Workers};
-use tidemark_block::store::{OpenMode, UringStore};
+use tidemark_block::store::{OpenMode, Store, UringStore};
 use tidemark_block::{
     ByteRange, Chunk, Device, DeviceError, Durability, Geometry, Payload, ZeroOptions,
 };
