@@ -18,12 +18,13 @@ use tempfile::TempDir;
 use tidemark_agent::capture::Capture;
 use tidemark_agent::capture::phase::{CopyCause, Phase};
 use tidemark_agent::copy;
+use tidemark_agent::intent_log::IntentLog;
 use tidemark_agent::random::SystemSource;
 use tidemark_agent::ring::order::Ticket;
 use tidemark_agent::ring::{Next, RecordRef};
 use tidemark_agent::volume::{Resized, Volume};
 use tidemark_block::engine::{Executor, ExecutorConfig, Workers};
-use tidemark_block::store::{OpenMode, UringStore};
+use tidemark_block::store::{OpenMode, Store, UringStore};
 use tidemark_block::{
     ByteRange, Chunk, Device, DeviceError, Durability, Geometry, Payload, ZeroOptions,
 };
@@ -156,8 +157,9 @@ impl Bench {
         std::fs::File::create(&path).unwrap().set_len(START_BYTES).unwrap();
         let ring = create(&folders[1].path().join("ring"), &spec(ring_bytes, 1024)).unwrap();
         let store = UringStore::open(&path, OpenMode::ReadWrite).unwrap();
-        let capture = Arc::new(Capture::new("test".into(), ring));
-        let disk = Arc::new(Volume::new(VolumeId::from_bytes([7; 16]), store, capture));
+        let intent = IntentLog::volatile(store.geometry().size_bytes);
+        let capture = Arc::new(Capture::new("test".into(), ring, Arc::clone(intent.map())));
+        let disk = Arc::new(Volume::new(VolumeId::from_bytes([7; 16]), store, capture, intent));
         let workers = Workers::start("test", 2, ExecutorConfig::default()).unwrap();
         let executor = Executor::new(&ExecutorConfig::default()).unwrap();
         Self { disk, path, workers, executor, collector: None, _folders: folders }

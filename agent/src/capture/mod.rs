@@ -9,6 +9,7 @@ pub mod desk;
 pub mod phase;
 mod size;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidemark_block::Payload;
@@ -18,6 +19,7 @@ use tidemark_wire::record::RecordSpec;
 use tidemark_wire::session::Standing;
 use tidemark_wire::{RecordKind, Seq};
 
+use crate::intent_log::map::IntentMap;
 use crate::ring::Ring;
 use desk::Desk;
 use phase::{CopyCause, Phase, Phases};
@@ -49,6 +51,7 @@ pub struct Capture {
     /// The volume's name, for messages.
     name: String,
     ring: Ring,
+    intent: Arc<IntentMap>,
     phases: Phases,
     desk: Desk,
     sizes: Sizes,
@@ -59,13 +62,14 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// The stream of the volume called `name`, in `ring`.
+    /// The stream of the volume called `name`, in `ring`; what it lacks is in `intent`.
     #[must_use]
-    pub fn new(name: String, ring: Ring) -> Self {
+    pub fn new(name: String, ring: Ring, intent: Arc<IntentMap>) -> Self {
         let phases = Phases::new(ring.clock().clone());
         Self {
             name,
             ring,
+            intent,
             phases,
             desk: Desk::default(),
             sizes: Sizes::default(),
@@ -85,6 +89,12 @@ impl Capture {
     #[must_use]
     pub fn ring(&self) -> &Ring {
         &self.ring
+    }
+
+    /// What the collector lacks, or may.
+    #[must_use]
+    pub fn intent(&self) -> &Arc<IntentMap> {
+        &self.intent
     }
 
     /// Whether the stream is whole, and the copy that makes it so.

@@ -51,6 +51,7 @@ impl Capture {
     /// Sets the size of a volume that nobody serves yet.
     pub fn set_size(&self, size_bytes: u64) {
         self.sizes.volume.store(size_bytes, Ordering::Relaxed);
+        self.intent.resize(size_bytes);
     }
 
     /// The volume has `size_bytes` from here on; the caller holds the lock on all of it. With
@@ -59,6 +60,7 @@ impl Capture {
     pub fn resize(&self, size_bytes: u64, is_known: bool) -> bool {
         let is_recorded = self.phases.held(|phase| {
             let old = self.sizes.volume.swap(size_bytes, Ordering::Relaxed);
+            self.intent.resize(size_bytes);
             let fits = [UNKNOWN, old].contains(&self.sizes.stream());
             let is_whole = phase.is_whole() && self.is_on() && fits;
             is_known && is_whole && self.stamp_resize(old, size_bytes).is_some()

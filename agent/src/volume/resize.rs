@@ -93,6 +93,12 @@ impl<S: Store> Volume<S> {
             None => !self.store().grows_by_writing() || written_to < new_bytes,
         };
         let is_recorded = self.capture.resize(new_bytes, is_known);
+        let map = self.intent.map();
+        match ByteRange::between(old_bytes, new_bytes) {
+            _ if is_known => {}
+            Some(tail) => map.doubt(tail),
+            None => map.doubt_all(),
+        }
         Ok(Some(Resized { old_bytes, new_bytes, is_recorded }))
     }
 
