@@ -14,7 +14,8 @@ use tidemark_block::store::UringStore;
 use tidemark_block::{ByteRange, Device, Durability, Payload, ZeroOptions};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::compare::{LEAF_BYTES, NODE_BYTES};
-use tidemark_wire::session::{InstructKind, StandingState};
+use tidemark_wire::instruct::InstructKind;
+use tidemark_wire::session::StandingState;
 use tidemark_wire::{RecordKind, WallMicros};
 
 const MIB: u64 = 1 << 20;

@@ -3,10 +3,12 @@
 //!
 //! The volume puts its changes in, the copier closes what is missing, the shipper takes records
 //! out; this is what the three share. It owns the ring, the state in [`phase`] and the copier's
-//! questions on the [`desk`]. What a crash leaves is what the ring's file says.
+//! questions on the [`desk`], and knows which [`verification`] is wanted. What a crash leaves is
+//! what the ring's file says.
 
 pub mod desk;
 pub mod phase;
+pub mod verification;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,7 +22,8 @@ use tidemark_wire::{RecordKind, Seq};
 use crate::ring::Ring;
 use crate::ring::order::Ticket;
 use desk::Desk;
-use phase::{CopyCause, Phase, Phases};
+use phase::{CopyCause, CopyRound, Phase, Phases};
+use verification::{Verifications, VerifyWish};
 
 /// How far a copy of the volume is, in bytes.
 #[derive(Default)]
@@ -50,6 +53,7 @@ pub struct Capture {
     ring: Ring,
     phases: Phases,
     desk: Desk,
+    verifications: Verifications,
     progress: CopyProgress,
     /// Bytes per second that a copy may read; 0 when there is no limit.
     copy_rate: AtomicU64,
@@ -66,6 +70,7 @@ impl Capture {
             ring,
             phases,
             desk: Desk::default(),
+            verifications: Verifications::default(),
             progress: CopyProgress::default(),
             copy_rate: AtomicU64::new(0),
             released: Event::new(),
@@ -90,16 +95,32 @@ impl Capture {
         &self.phases
     }
 
-    /// Where a copy asks the collector what differs.
+    /// Where copies and verifications ask the collector what differs.
     #[must_use]
     pub fn desk(&self) -> &Desk {
         &self.desk
     }
 
+    /// Which verification is wanted, and how it stands.
+    #[must_use]
+    pub fn verifications(&self) -> &Verifications {
+        &self.verifications
+    }
+
     /// How the stream stands, for the collector.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        self.phases.standing(self.is_on())
+        Standing { differing_bytes: self.differing_bytes(), ..self.phases.standing(self.is_on()) }
+    }
+
+    fn differing_bytes(&self) -> u64 {
+        match self.phases.phase() {
+            Phase::Copying { .. } => {
+                let (done, total, _) = self.progress.get();
+                total.saturating_sub(done)
+            }
+            _ => 0,
+        }
     }
 
     /// Bytes per second that a copy may read from the backing store; `None` when there is no
@@ -165,6 +186,13 @@ impl Capture {
         }
     }
 
+    /// The wish for a copy that was the last one, while every change is captured and none is
+    /// wanted; `None` else. As long as it is the same, nothing was missed.
+    #[must_use]
+    pub fn whole_round(&self) -> Option<CopyRound> {
+        self.phases.whole_round().filter(|_| self.is_on())
+    }
+
     /// True during a pause.
     #[must_use]
     pub fn is_paused(&self) -> bool {
@@ -178,6 +206,18 @@ impl Capture {
         self.phases.ask_copy()
     }
 
+    /// A verification is wanted; it takes the place of one that runs.
+    pub fn verify(&self, wish: VerifyWish) {
+        self.verifications.ask(wish);
+        self.desk.look_again();
+    }
+
+    /// No verification is wanted any more.
+    pub fn stop_verify(&self) {
+        self.verifications.stop();
+        self.desk.look_again();
+    }
+
     /// The collector can't go on from what it holds: a copy is made. Gives the ticket at or behind
     /// which its first record will be, and that of no copy before it.
     pub fn want_copy(&self, cause: CopyCause) -> Ticket {
@@ -189,6 +229,7 @@ impl Capture {
     /// Ends what runs for the volume by itself: copies, and who waits for room.
     pub fn close(&self) {
         self.phases.close();
+        self.verifications.close();
         self.desk.look_again();
         self.released.notify_all();
     }

@@ -158,7 +158,7 @@ impl Phases {
             }
             _ => (StandingState::Paused, Some(GapReason::Paused)),
         };
-        Standing { state: of_phase, reason, since: state.since }
+        Standing { state: of_phase, reason, since: state.since, differing_bytes: 0 }
     }
 
     /// Changes can't be captured: runs `turn_off`, which turns the ring's flag off, before
@@ -286,6 +286,14 @@ impl Phases {
     #[must_use]
     pub fn is_current(&self, round: CopyRound) -> bool {
         self.state().round == round.0
+    }
+
+    /// The newest wish for a copy, while the stream is whole and none is wanted or runs.
+    #[must_use]
+    pub fn whole_round(&self) -> Option<CopyRound> {
+        let state = self.state();
+        let is_whole = matches!(state.phase, Phase::Whole { .. }) && !state.closed;
+        is_whole.then_some(CopyRound(state.round))
     }
 
     /// Ends the copy of `round`: `claim` puts the resync-end record in the stream. False when the

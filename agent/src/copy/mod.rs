@@ -18,29 +18,31 @@
 //! finds the span open and compares, which sends nothing again that has arrived.
 
 mod compare;
+mod hash;
 mod lanes;
 mod pace;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tidemark_block::engine::BufferPool;
 use tidemark_block::store::Store;
 use tidemark_block::{ByteRange, PAYLOAD_BYTES_MAX, StatusExtent};
-use tidemark_wire::RecordKind;
 use tidemark_wire::body::Resync;
 use tidemark_wire::compare::NodeRange;
+use tidemark_wire::{RecordKind, Seq};
 use zerocopy::IntoBytes;
 
 use crate::capture::desk::QUESTIONS_MAX;
 use crate::capture::phase::{CopyCause, CopyRound};
 use crate::random::Random;
 use crate::volume::{Volume, range_spec};
+use hash::Hasher;
 use lanes::Lane;
-use pace::{LOOK_EVERY, PAUSE_MAX, PAUSE_MIN, Throttle};
+use pace::{LOOK_EVERY, PAUSE_MAX, PAUSE_MIN};
 
 pub use pace::{EngineTimer, Timer};
 
@@ -49,7 +51,7 @@ pub use pace::{EngineTimer, Timer};
 const LANES: usize = 4;
 /// Nodes that a lane takes at a time: 32 MiB, and one question.
 const LANE_NODES: usize = 8;
-const _: () = assert!(LANES <= QUESTIONS_MAX, "each lane has a place on the desk");
+const _: () = assert!(2 * LANES <= QUESTIONS_MAX, "each lane has a place on the desk");
 
 /// The round is outdated: another copy is wanted, or none.
 struct Outdated;
@@ -68,7 +70,7 @@ pub async fn run<S: Store, T: Timer>(volume: Arc<Volume<S>>, random: Arc<dyn Ran
                 cause.text()
             );
             let ended = walk.run().await;
-            capture.desk().close();
+            capture.desk().close(walk.id);
             if ended.is_ok() {
                 pause = PAUSE_MIN;
                 let (done, _, sent) = capture.progress().get();
@@ -93,10 +95,11 @@ struct Walk<'a, S, T> {
     cause: CopyCause,
     round: CopyRound,
     id: [u8; 16],
-    throttle: Throttle,
+    hasher: Hasher<'a, S, T>,
+    /// The resync-begin record.
+    begun: Cell<Seq>,
     /// Where the next lane goes on.
     next: Cell<u64>,
-    buffers: BufferPool,
 }
 
 impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
@@ -113,9 +116,9 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
             cause,
             round,
             id,
-            throttle: Throttle::default(),
+            hasher: Hasher::new(volume, timer),
+            begun: Cell::new(Seq(0)),
             next: Cell::new(0),
-            buffers: BufferPool::new(LANES, PAYLOAD_BYTES_MAX),
         }
     }
 
@@ -138,7 +141,8 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
             };
             let begin = capture.stamp(RecordKind::ResyncBegin, 0, body.as_bytes())?;
             capture.ring().turn_capture_on();
-            capture.desk().open(self.id, begin);
+            capture.desk().open(self.id);
+            self.begun.set(begin);
             Some(gap.unwrap_or(begin))
         })
     }
@@ -191,7 +195,7 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
             let piece = ByteRange::new(at, self.whole_units(len, ahead.len())).unwrap_or(ahead);
             self.room().await?;
             if !extent.zero {
-                self.throttle(piece.len()).await?;
+                self.hasher.throttle(piece.len(), &|| self.is_current()).await?;
             }
             match self.bring_piece(piece).await {
                 Some(end) => at = end,
@@ -256,19 +260,6 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
     async fn wait_for_memory(&self) -> Result<(), Outdated> {
         self.timer.sleep(LOOK_EVERY).await;
         self.room().await
-    }
-
-    /// Waits until `bytes` may be read from the backing store.
-    async fn throttle(&self, bytes: u64) -> Result<(), Outdated> {
-        while let Some(wait) =
-            self.throttle.take(bytes, self.volume.capture().copy_rate(), self.timer.now())
-        {
-            self.timer.sleep(wait).await;
-            if !self.is_current() {
-                return Err(Outdated);
-            }
-        }
-        Ok(())
     }
 
     fn body(&self, sent_bytes: u64) -> Resync {

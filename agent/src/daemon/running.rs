@@ -91,6 +91,9 @@ impl Running {
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
         let timer = copy::EngineTimer::new(Arc::clone(&around.clock));
         around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
+        let verified = Arc::clone(&volume);
+        let timer = copy::EngineTimer::new(Arc::clone(&around.clock));
+        around.workers.spawn_on(worker, move || copy::verify::run(verified, timer));
         Ok(Self {
             volume,
             state,

@@ -28,7 +28,8 @@ use tidemark_wire::compare::{
     Compare, Differ, DifferNode, LEAF_BYTES, NodeHash, leaf_hash, node_hash,
 };
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
-use tidemark_wire::session::{Ack, Hello, Instruct, InstructKind, Standing, Welcome};
+use tidemark_wire::instruct::{Instruct, InstructKind, Obeyed, Verified};
+use tidemark_wire::session::{Ack, Hello, Standing, Welcome};
 use tidemark_wire::{AgentId, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros};
 
 /// Several parts for each lane, and a short last node.
@@ -51,6 +52,10 @@ pub(crate) struct Kept {
     pub(crate) times: Vec<WallMicros>,
     pub(crate) questions: usize,
     pub(crate) standings: Vec<Standing>,
+    pub(crate) obeyed: Vec<[u8; 16]>,
+    pub(crate) verified: Option<Verified>,
+    /// What lay where a record went, since a test began to keep it: for states of before.
+    pub(crate) before: Option<Vec<(Seq, usize, Vec<u8>)>>,
     /// The collector is killed once so many more bytes of data came.
     pub(crate) kill_after: Option<u64>,
     /// The collector is killed at the question after so many.
@@ -77,6 +82,9 @@ impl Collector {
             times: Vec::new(),
             questions: 0,
             standings: Vec::new(),
+            obeyed: Vec::new(),
+            verified: None,
+            before: None,
             kill_after: None,
             kill_at_question: None,
             stream: None,
@@ -94,10 +102,16 @@ impl Collector {
         kept.kinds.clear();
     }
 
-    pub(crate) fn instruct(&self, what: InstructKind) {
+    /// Hands a wish on; it is named by `id` 16 times.
+    pub(crate) fn instruct_as(&self, id: u8, what: InstructKind, from_bytes: u64) {
         wait_for("a session", || self.kept().stream.is_some());
         let stream = self.kept().stream.as_ref().unwrap().try_clone().unwrap();
-        send(&stream, FrameKind::Instruct, |body| Instruct { what }.encode(body)).unwrap();
+        let wanted = Instruct { id: [id; 16], what, from_bytes };
+        send(&stream, FrameKind::Instruct, |body| wanted.encode(body)).unwrap();
+    }
+
+    pub(crate) fn instruct(&self, what: InstructKind) {
+        self.instruct_as(1, what, 0);
     }
 
     fn serve(&self, mut stream: UnixStream) -> Option<()> {
@@ -135,6 +149,10 @@ impl Collector {
                 FrameKind::Standing => {
                     self.kept().standings.push(Standing::decode(&body).unwrap());
                 }
+                FrameKind::Obeyed => self.kept().obeyed.push(Obeyed::decode(&body).unwrap().id),
+                FrameKind::Verified => {
+                    self.kept().verified = Some(Verified::decode(&body).unwrap());
+                }
                 FrameKind::Progress => {}
                 FrameKind::Goodbye => return None,
                 other => panic!("{other:?}"),
@@ -167,6 +185,9 @@ impl Kept {
             let start = usize::try_from(record.header.offset_bytes.get()).unwrap();
             let end = start + usize::try_from(record.header.len_bytes.get()).unwrap();
             let payload = record.payload(&mut scratch).unwrap();
+            if let Some(before) = &mut self.before {
+                before.push((seq, start, self.image[start..end].to_vec()));
+            }
             match record.kind {
                 RecordKind::Write | RecordKind::ReadBack => {
                     self.image[start..end].copy_from_slice(payload);
@@ -183,18 +204,30 @@ impl Kept {
         Some(self.durable)
     }
 
+    /// The disk as it was at a number.
+    fn state(&self, at: Seq) -> Vec<u8> {
+        let mut image = self.image.clone();
+        let later = self.before.iter().flatten().rev().take_while(|(seq, ..)| *seq > at);
+        for (_, start, bytes) in later {
+            image[*start..*start + bytes.len()].copy_from_slice(bytes);
+        }
+        image
+    }
+
     fn answer(&mut self, question: &Compare) -> Option<Differ> {
         assert!(question.min_seq <= self.durable, "asked before the begin is durable");
         self.questions += 1;
         if self.kill_at_question.take_if(|at| *at < self.questions).is_some() {
             return None;
         }
+        let now = question.exact.then(|| self.state(question.min_seq));
+        let image = now.as_ref().unwrap_or(&self.image);
         let differs = |(index, hash): (usize, &NodeHash)| {
             let (start, len) = question.range.node(index);
             let (start, len) = (usize::try_from(start).unwrap(), usize::try_from(len).unwrap());
             let leaf_bytes = usize::try_from(LEAF_BYTES).unwrap();
             let leaves: Vec<_> =
-                self.image[start..start + len].chunks(leaf_bytes).map(leaf_hash).collect();
+                image[start..start + len].chunks(leaf_bytes).map(leaf_hash).collect();
             (!node_hash(&leaves).matches(*hash)).then_some(DifferNode { index, leaves })
         };
         let nodes = question.nodes.iter().enumerate().filter_map(differs).collect();
@@ -307,6 +340,9 @@ impl Ground {
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&random));
         let timer = copy::EngineTimer::new(Arc::clone(&clock));
         workers.spawn_on(0, move || copy::run(copied, source, timer));
+        let verified = Arc::clone(&volume);
+        let timer = copy::EngineTimer::new(Arc::clone(&clock));
+        workers.spawn_on(0, move || copy::verify::run(verified, timer));
         let parts = ShipperParts {
             facts: VolumeFacts { id: VOLUME, size_bytes: DISK_BYTES, block_bytes: 512 },
             capture,
