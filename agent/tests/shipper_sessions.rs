@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tidemark_agent::capture::Capture;
 use tidemark_agent::clock::{Clock, SystemClock};
+use tidemark_agent::intent_log::map::IntentMap;
 use tidemark_agent::random::{Random, SystemSource};
 use tidemark_agent::ring::{Ring, RingSpec};
 use tidemark_agent::shipper::link::{Dial, Link, receive_frame};
@@ -134,7 +135,8 @@ fn agent() -> Agent {
     let spec = RingSpec { volume, ring_bytes: 1 << 20, slots: 64, boot_id: [9; 16] };
     let ring = Ring::in_memory(&spec, Seq(1), Arc::clone(&clock)).unwrap();
     ring.set_seq_limit(Seq(1 << 40));
-    let capture = Arc::new(Capture::new("data".into(), ring));
+    let intent = Arc::new(IntentMap::volatile(1 << 20));
+    let capture = Arc::new(Capture::new("data".into(), ring, intent));
     let file = StateFile::new(dir.path(), "data");
     let state = VolumeState {
         volume,

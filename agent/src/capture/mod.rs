@@ -10,6 +10,7 @@ pub mod desk;
 pub mod phase;
 pub mod verification;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidemark_block::Payload;
@@ -19,6 +20,7 @@ use tidemark_wire::record::RecordSpec;
 use tidemark_wire::session::Standing;
 use tidemark_wire::{RecordKind, Seq};
 
+use crate::intent_log::map::IntentMap;
 use crate::ring::Ring;
 use crate::ring::order::Ticket;
 use desk::Desk;
@@ -51,6 +53,7 @@ pub struct Capture {
     /// The volume's name, for messages.
     name: String,
     ring: Ring,
+    intent: Arc<IntentMap>,
     phases: Phases,
     desk: Desk,
     verifications: Verifications,
@@ -61,13 +64,14 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// The stream of the volume called `name`, in `ring`.
+    /// The stream of the volume called `name`, in `ring`; what it lacks is in `intent`.
     #[must_use]
-    pub fn new(name: String, ring: Ring) -> Self {
+    pub fn new(name: String, ring: Ring, intent: Arc<IntentMap>) -> Self {
         let phases = Phases::new(ring.clock().clone());
         Self {
             name,
             ring,
+            intent,
             phases,
             desk: Desk::default(),
             verifications: Verifications::default(),
@@ -87,6 +91,12 @@ impl Capture {
     #[must_use]
     pub fn ring(&self) -> &Ring {
         &self.ring
+    }
+
+    /// What the collector lacks, or may.
+    #[must_use]
+    pub fn intent(&self) -> &Arc<IntentMap> {
+        &self.intent
     }
 
     /// Whether the stream is whole, and the copy that makes it so.

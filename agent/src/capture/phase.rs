@@ -266,6 +266,29 @@ impl Phases {
         self.next_round(state);
     }
 
+    /// True when the collector has welcomed this process.
+    #[must_use]
+    pub fn is_welcomed(&self) -> bool {
+        self.state().is_welcomed
+    }
+
+    /// True when the volume is taken down.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// Waits until the volume is taken down.
+    pub async fn closed(&self) {
+        loop {
+            let changed = self.changed.wait();
+            if self.is_closed() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Begins the copy of `round`: `claim` puts its first records in the stream and turns the
     /// capture on, and gives the number of the first. False when the round is outdated or the
     /// records could not be had; the copy is then still wanted.

@@ -8,8 +8,7 @@ use tidemark_block::store::Store;
 use tidemark_wire::compare::{Compare, DifferNode, LeafHash, NodeHash, NodeRange, node_hash};
 
 use super::hash::{leaves_of, node_bytes};
-use super::pace::Timer;
-use super::{Outdated, Walk};
+use super::{Outdated, Timer, Walk};
 
 impl<S: Store, T: Timer> Walk<'_, S, T> {
     /// Compares some nodes, and brings the leaves that differ.

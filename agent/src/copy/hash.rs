@@ -13,8 +13,8 @@ use tidemark_wire::compare::{
     LEAF_BYTES, LeafHash, NODE_LEAVES, NodeRange, leaf_hash, zero_leaves,
 };
 
-use super::pace::{Throttle, Timer};
-use super::{LANES, Outdated};
+use super::pace::Throttle;
+use super::{LANES, Outdated, Timer};
 use crate::volume::Volume;
 
 /// Extents of a node that are looked at, at most; what lies behind them counts as data.

@@ -29,6 +29,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tidemark_block::engine::first_of;
 use tidemark_block::store::Store;
 use tidemark_block::{ByteRange, PAYLOAD_BYTES_MAX, StatusExtent};
 use tidemark_wire::body::Resync;
@@ -44,7 +45,7 @@ use hash::Hasher;
 use lanes::Lane;
 use pace::{LOOK_EVERY, PAUSE_MAX, PAUSE_MIN};
 
-pub use pace::{EngineTimer, Timer};
+pub use crate::clock::{EngineTimer, Timer};
 
 /// Walks over different parts of the volume that go on at the same time. Each has one read or one
 /// question in flight and one buffer.
@@ -252,7 +253,7 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
             if !capture.ring().used().is_beyond_half() {
                 return Ok(());
             }
-            lanes::first_of(released, self.timer.sleep(LOOK_EVERY)).await;
+            first_of(released, self.timer.sleep(LOOK_EVERY)).await;
         }
     }
 

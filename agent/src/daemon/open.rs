@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tidemark_block::engine::{Executor, ExecutorConfig};
-use tidemark_block::store::{OpenMode, StoreError, UringStore};
+use tidemark_block::store::{OpenMode, Store, StoreError, UringStore};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 
@@ -20,6 +20,7 @@ use crate::backing_mark::{self, Backing, Change, Ending, MarkKeeper};
 use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::config::{Config, VolumeConfig};
+use crate::intent_log::IntentLog;
 use crate::random::Random;
 use crate::ring::format::{SLOTS_MAX, SLOTS_MIN};
 use crate::ring::{Mlock, Recovery, Ring, RingErrorKind, RingSpec, boot_id};
@@ -105,7 +106,9 @@ fn open_volume(
         .with_context(|| format!("look at {}", backing.display()))?;
     ring.set_seq_limit(Seq(was.reserved_until.0 + SEQ_RESERVATION));
     ring.raise_time(was.last_time);
-    let volume = Volume::new(was.volume, store, Arc::new(Capture::new(name.clone(), ring)));
+    let intent = IntentLog::volatile(store.geometry().size_bytes);
+    let capture = Arc::new(Capture::new(name.clone(), ring, Arc::clone(intent.map())));
+    let volume = Volume::new(was.volume, store, capture, intent);
     recover(&volume, recovery, was, change)?;
     if was.paused {
         volume.capture().pause();

@@ -14,14 +14,13 @@ use std::time::Duration;
 use anyhow::Context;
 use tidemark_block::engine::socket::Address;
 use tidemark_block::engine::{Executor, ExecutorConfig, WorkersHandle};
-use tidemark_block::store::{Store, UringStore};
-use tidemark_wire::body::GapReason;
+use tidemark_block::store::UringStore;
 use tidemark_wire::{AgentId, Seq};
 
 use super::open::OpenVolume;
 use crate::backing_mark::MarkKeeper;
 use crate::capture::phase::Phase;
-use crate::clock::Clock;
+use crate::clock::{Clock, EngineTimer};
 use crate::config::VolumeConfig;
 use crate::control::api::VolumeStanding;
 use crate::copy;
@@ -30,7 +29,7 @@ use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
 use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
 use crate::state::{KeptState, SEQ_RESERVATION};
-use crate::volume::Volume;
+use crate::volume::{Volume, upkeep};
 
 /// How long a stop waits for the collector to acknowledge what is in the rings.
 pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -66,7 +65,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Starts the copier on the worker `worker`, and the shipper.
+    /// Starts the copier and what the volume does by itself on the worker `worker`, and the shipper.
     pub(super) fn start(
         opened: OpenVolume,
         worker: usize,
@@ -89,11 +88,13 @@ impl Running {
         let shipper = Shipper::start(parts, Box::new(SocketDial::new(around.collector.clone())))
             .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
-        let timer = copy::EngineTimer::new(Arc::clone(&around.clock));
+        let timer = EngineTimer::new(Arc::clone(&around.clock));
         around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
         let verified = Arc::clone(&volume);
-        let timer = copy::EngineTimer::new(Arc::clone(&around.clock));
+        let timer = EngineTimer::new(Arc::clone(&around.clock));
         around.workers.spawn_on(worker, move || copy::verify::run(verified, timer));
+        let (kept, timer) = (Arc::clone(&volume), EngineTimer::new(Arc::clone(&around.clock)));
+        around.workers.spawn_on(worker, move || upkeep::run(kept, timer));
         Ok(Self {
             volume,
             state,
@@ -198,8 +199,6 @@ impl Running {
         let flushed = flush(&volume);
         if let Err(error) = &flushed {
             tracing::error!(volume = volume.name(), "flush of the backing store: {error:#}");
-            // What was written since the last good flush is unknown; the ring tells the next start.
-            volume.capture().lose(GapReason::BackingError);
         }
         let drained = shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
         let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
@@ -281,7 +280,7 @@ impl Stopped {
 
 fn flush(volume: &ProtectedVolume) -> anyhow::Result<()> {
     let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
-    executor.block_on(volume.store().sync()).context("sync")
+    executor.block_on(volume.sync()).context("sync")
 }
 
 #[cfg(test)]
