@@ -120,17 +120,8 @@ impl Capture {
     /// How the stream stands, for the collector.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        Standing { differing_bytes: self.differing_bytes(), ..self.phases.standing(self.is_on()) }
-    }
-
-    fn differing_bytes(&self) -> u64 {
-        match self.phases.phase() {
-            Phase::Copying { .. } => {
-                let (done, total, _) = self.progress.get();
-                total.saturating_sub(done)
-            }
-            _ => 0,
-        }
+        let standing = self.phases.standing(self.is_on());
+        Standing { differing_bytes: self.intent.differing_bytes(), ..standing }
     }
 
     /// Bytes per second that a copy may read from the backing store; `None` when there is no
@@ -168,6 +159,7 @@ impl Capture {
 
     /// Gives the capture up: from here on changes are only done, until a copy has begun.
     pub fn lose(&self, reason: GapReason) {
+        self.doubt(CopyCause::Gap(reason));
         if self.phases.lose(reason, || self.ring.turn_capture_off()) {
             tracing::warn!(
                 volume = self.name,
@@ -176,6 +168,27 @@ impl Capture {
             );
         }
         self.desk.look_again();
+    }
+
+    /// Marks what a copy for `cause` has to compare, before it is wanted. Changes that were not
+    /// captured are in the map by themselves.
+    fn doubt(&self, cause: CopyCause) {
+        match cause {
+            // Nothing is known of what the collector holds.
+            CopyCause::Initial
+            | CopyCause::Seeded
+            | CopyCause::Gap(
+                GapReason::CollectorBehind | GapReason::SourceBehind | GapReason::OutsideChange,
+            ) => self.intent.doubt_all(),
+            // Of what a predecessor has missed, or its copy has not brought, the bits are left.
+            CopyCause::Gap(GapReason::RingLost | GapReason::CopyInterrupted) => {
+                self.intent.doubt_marked();
+            }
+            // In the map to the leaf, or to the region where the backing store failed.
+            CopyCause::Asked
+            | CopyCause::Gap(GapReason::RingFull | GapReason::BackingError | GapReason::Paused) => {
+            }
+        }
     }
 
     /// A person wants that changes are not captured: they are only done, and no copy begins.
@@ -209,11 +222,19 @@ impl Capture {
         self.phases.phase() == Phase::Paused
     }
 
-    /// A person wants a comparison of the whole volume with the collector's copy. False when a
-    /// copy is wanted or runs already, or the capture is paused.
-    #[must_use]
-    pub fn ask_copy(&self) -> bool {
-        self.phases.ask_copy()
+    /// A person wants a comparison of the whole volume with the collector's copy. A copy that runs
+    /// or is wanted makes it, or the one that follows a pause.
+    pub fn ask_whole_copy(&self) {
+        self.intent.doubt_all();
+        self.phases.ask_copy();
+    }
+
+    /// A person wants what is marked in the map to be made equal. Nothing is to be done when
+    /// nothing is; where a copy runs or is wanted, that one does it.
+    pub fn ask_copy(&self) {
+        if self.intent.differing_bytes() > 0 {
+            self.phases.ask_copy();
+        }
     }
 
     /// A verification is wanted; it takes the place of one that runs.
@@ -231,6 +252,7 @@ impl Capture {
     /// The collector can't go on from what it holds: a copy is made. Gives the ticket at or behind
     /// which its first record will be, and that of no copy before it.
     pub fn want_copy(&self, cause: CopyCause) -> Ticket {
+        self.doubt(cause);
         let ticket = self.phases.want_copy(cause, || self.ring.tail_ticket());
         self.desk.look_again();
         ticket

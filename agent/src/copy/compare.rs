@@ -9,13 +9,16 @@ use tidemark_wire::compare::{Compare, DifferNode, LeafHash, NodeHash, NodeRange,
 
 use super::hash::{leaves_of, node_bytes};
 use super::{Outdated, Timer, Walk};
+use crate::intent_log::Settling;
 
 impl<S: Store, T: Timer> Walk<'_, S, T> {
-    /// Compares some nodes, and brings the leaves that differ.
-    pub(super) async fn compare(&self, nodes: &NodeRange) -> Result<(), Outdated> {
+    /// Compares some nodes, brings the leaves that differ, and gives the bytes of the nodes.
+    pub(super) async fn compare(&self, nodes: &NodeRange) -> Result<u64, Outdated> {
         let is_current = || self.is_current();
         let mut leaves = Vec::with_capacity(nodes.node_count());
+        let mut settling = Vec::with_capacity(nodes.node_count());
         for index in 0..nodes.node_count() {
+            settling.push(self.settle(node_bytes(nodes, index)).await);
             leaves.push(self.hasher.node(node_bytes(nodes, index), &is_current).await?);
         }
         let hashes: Vec<NodeHash> = leaves.iter().map(|leaves| node_hash(leaves)).collect();
@@ -34,7 +37,8 @@ impl<S: Store, T: Timer> Walk<'_, S, T> {
                 self.bring(range).await?;
             }
         }
-        Ok(())
+        settling.into_iter().for_each(Settling::done);
+        Ok(nodes.len_bytes())
     }
 }
 

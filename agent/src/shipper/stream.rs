@@ -6,10 +6,11 @@
 use std::io::Write;
 use std::time::Duration;
 
+use tidemark_block::ByteRange;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::{self, FrameKind};
 use tidemark_wire::session::{Hello, Progress, Welcome};
-use tidemark_wire::{RecordKind, Seq};
+use tidemark_wire::{RecordHeader, RecordKind, Seq};
 
 use super::batch::{Batch, FrameContext};
 use super::incoming::{Event, StreamError};
@@ -305,7 +306,8 @@ impl<'a> Session<'a> {
             let begins_span = matches!(kind, Some(RecordKind::Gap | RecordKind::ResyncBegin));
             if let Some(until) = self.drop_until {
                 if record.ticket < until || !begins_span || seq <= self.last_sent {
-                    self.drop_record(consumer, seq);
+                    let missing = missing(&record.header);
+                    self.drop_record(consumer, missing, seq);
                     continue;
                 }
                 self.drop_until = None;
@@ -317,8 +319,12 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A record that continues nothing: the copy that follows brings what it says.
-    fn drop_record(&self, consumer: &mut Consumer, seq: Seq) {
+    /// A record that continues nothing: the copy that follows brings what it says, since that is
+    /// marked before the record is released.
+    fn drop_record(&self, consumer: &mut Consumer, missing: Option<ByteRange>, seq: Seq) {
+        if let Some(range) = missing {
+            self.parts.capture.intent().miss(range);
+        }
         consumer.release_through(seq);
         self.parts.capture.released().notify_all();
     }
@@ -385,6 +391,20 @@ impl<'a> Session<'a> {
             say(writer, FrameKind::Compare, |body| question.encode(body))?;
         }
         Ok(())
+    }
+}
+
+/// What the collector lacks when it does not get a record.
+fn missing(header: &RecordHeader) -> Option<ByteRange> {
+    match header.kind()? {
+        RecordKind::Write
+        | RecordKind::WriteZeroes
+        | RecordKind::Trim
+        | RecordKind::ReadBack
+        | RecordKind::Unreadable => {
+            ByteRange::new(header.offset_bytes.get(), header.len_bytes.get())
+        }
+        _ => None,
     }
 }
 

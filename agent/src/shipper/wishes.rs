@@ -47,14 +47,8 @@ impl Wishes {
                     tracing::error!(volume = capture.name(), "protection stays paused: {error}");
                 }
             },
-            InstructKind::Compare | InstructKind::CompareMarked => {
-                if !capture.ask_copy() {
-                    tracing::info!(
-                        volume = capture.name(),
-                        "no comparison of its own: one runs, is wanted, or follows the pause"
-                    );
-                }
-            }
+            InstructKind::Compare => capture.ask_whole_copy(),
+            InstructKind::CompareMarked => capture.ask_copy(),
             InstructKind::Verify => {
                 capture.verify(VerifyWish { id: wanted.id, from_bytes: wanted.from_bytes });
             }

@@ -17,6 +17,7 @@ use tidemark_agent::capture::phase::Phase;
 use tidemark_agent::clock::{Clock, SystemClock};
 use tidemark_agent::copy;
 use tidemark_agent::intent_log::IntentLog;
+use tidemark_agent::intent_log::map::IntentMap;
 use tidemark_agent::random::{Random, SystemSource};
 use tidemark_agent::ring::{Mlock, Recovery, Ring, RingSpec};
 use tidemark_agent::shipper::link::{Dial, Link, receive_frame};
@@ -26,7 +27,7 @@ use tidemark_agent::volume::Volume;
 use tidemark_block::engine::{ExecutorConfig, Workers};
 use tidemark_block::store::{OpenMode, UringStore};
 use tidemark_wire::compare::{
-    Compare, Differ, DifferNode, LEAF_BYTES, NodeHash, leaf_hash, node_hash,
+    Compare, Differ, DifferNode, LEAF_BYTES, NodeHash, NodeRange, leaf_hash, node_hash,
 };
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
 use tidemark_wire::instruct::{Instruct, InstructKind, Obeyed, Verified};
@@ -205,12 +206,17 @@ impl Kept {
         Some(self.durable)
     }
 
-    /// The disk as it was at a number.
-    fn state(&self, at: Seq) -> Vec<u8> {
-        let mut image = self.image.clone();
+    /// Some nodes as they were at a number.
+    fn state(&self, nodes: NodeRange, at: Seq) -> Vec<u8> {
+        let place = |at: u64| usize::try_from(at).unwrap();
+        let (first, end) = (place(nodes.offset_bytes()), place(nodes.end_bytes()));
+        let mut image = self.image[first..end].to_vec();
         let later = self.before.iter().flatten().rev().take_while(|(seq, ..)| *seq > at);
         for (_, start, bytes) in later {
-            image[*start..*start + bytes.len()].copy_from_slice(bytes);
+            let (from, to) = ((*start).clamp(first, end), (start + bytes.len()).clamp(first, end));
+            if from < to {
+                image[from - first..to - first].copy_from_slice(&bytes[from - start..to - start]);
+            }
         }
         image
     }
@@ -221,11 +227,12 @@ impl Kept {
         if self.kill_at_question.take_if(|at| *at < self.questions).is_some() {
             return None;
         }
-        let now = question.exact.then(|| self.state(question.min_seq));
-        let image = now.as_ref().unwrap_or(&self.image);
+        let at = if question.exact { question.min_seq } else { self.durable };
+        let (image, first) = (self.state(question.range, at), question.range.offset_bytes());
         let differs = |(index, hash): (usize, &NodeHash)| {
             let (start, len) = question.range.node(index);
-            let (start, len) = (usize::try_from(start).unwrap(), usize::try_from(len).unwrap());
+            let start = usize::try_from(start - first).unwrap();
+            let len = usize::try_from(len).unwrap();
             let leaf_bytes = usize::try_from(LEAF_BYTES).unwrap();
             let leaves: Vec<_> =
                 image[start..start + len].chunks(leaf_bytes).map(leaf_hash).collect();
@@ -273,6 +280,7 @@ impl Dial for Collector {
 pub(crate) struct Ground {
     pub(crate) backing: PathBuf,
     ring: PathBuf,
+    map: Arc<IntentMap>,
     dir: TempDir,
     _ring_dir: TempDir,
 }
@@ -307,7 +315,8 @@ impl Ground {
             backing: None,
         };
         StateFile::new(dir.path(), "data").store(&state).unwrap();
-        Self { backing, ring, dir, _ring_dir: ring_dir }
+        let map = Arc::new(IntentMap::volatile(DISK_BYTES));
+        Self { backing, ring, map, dir, _ring_dir: ring_dir }
     }
 
     /// Writes to the backing file, past any agent: noise of `len` bytes that follows from `seed`.
@@ -330,7 +339,8 @@ impl Ground {
         let (ring, recovery) = self.ring(&spec, first, &clock);
         ring.set_seq_limit(state.reserved_until);
         let store = open_store(&self.backing);
-        let intent = IntentLog::volatile(DISK_BYTES);
+        // No file: who is killed leaves the map, of which a successor believes the bits.
+        let intent = IntentLog::failed(Arc::clone(&self.map));
         let capture = Arc::new(Capture::new("data".into(), ring, Arc::clone(intent.map())));
         if let Some(recovery) = recovery {
             assert!(!recovery.capture_was_off && recovery.in_flight.is_empty());
