@@ -39,6 +39,9 @@ impl<S: Storage> Desk<S> {
             window_seconds: new.window_seconds,
             journal_bytes_max: new.journal_bytes_max,
             point_interval_seconds: new.point_interval_seconds,
+            compare_window: new.compare_window,
+            verify_days: new.verify_days,
+            resync_days: new.resync_days,
         };
         newer.check().map_err(Failure::invalid)?;
         let before = volume.facts().manifest.policy;

@@ -212,6 +212,7 @@ impl<S: Storage> VolumeCore<S> {
             facts.live.clone_from(&live);
             // What an earlier session has told says nothing of this one.
             facts.standing = facts.standing.filter(|_| live.is_none());
+            facts.verified = facts.verified.take().filter(|_| live.is_none());
         }
         self.live = live;
     }

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tidemark_wire::body::Resync;
@@ -89,6 +89,8 @@ pub struct Volume<S: Storage> {
     dir: PathBuf,
     settings: Arc<Settings>,
     facts: Mutex<Facts>,
+    /// The agent has told something.
+    told: Condvar,
     held: Mutex<Option<Held<S>>>,
 }
 
@@ -111,7 +113,14 @@ impl<S: Storage> Volume<S> {
             erasing: false,
             seeding: false,
         };
-        Self { id, dir, settings, facts: Mutex::new(facts), held: Mutex::new(None) }
+        Self {
+            id,
+            dir,
+            settings,
+            facts: Mutex::new(facts),
+            told: Condvar::new(),
+            held: Mutex::new(None),
+        }
     }
 
     /// What holds for it: what was decided for it, over the defaults in force.
@@ -178,11 +187,13 @@ impl<S: Storage> Volume<S> {
     /// The agent told how far its copy is.
     pub fn set_progress(&self, progress: Progress) {
         self.lock().copy = Some(progress);
+        self.told.notify_all();
     }
 
     /// The agent told how its stream stands.
     pub fn set_standing(&self, standing: Standing) {
         self.lock().standing = Some(standing);
+        self.told.notify_all();
     }
 
     /// The agent did what a person wanted.
@@ -192,11 +203,20 @@ impl<S: Storage> Volume<S> {
             obeyed.pop_front();
         }
         obeyed.push_back(id);
+        self.told.notify_all();
     }
 
     /// The agent told how a verification stands.
     pub fn set_verified(&self, verified: Verified) {
         self.lock().verified = Some(verified);
+        self.told.notify_all();
+    }
+
+    /// Waits until the agent tells something, or this long. What it told just before may have been
+    /// missed, so whoever waits looks again in any case.
+    pub fn wait_told(&self, at_most: Duration) {
+        // A poisoned lock is let go of as any other.
+        drop(self.told.wait_timeout(self.lock(), at_most));
     }
 
     pub(super) fn dir(&self) -> &Path {
