@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 
 use tidemark_block::store::Store;
 use tidemark_block::{ByteRange, DeviceError, StatusExtent};
+use tidemark_wire::body::GapReason;
 use tidemark_wire::limits::VOLUME_BYTES_MAX;
 
 use super::Volume;
@@ -93,11 +94,16 @@ impl<S: Store> Volume<S> {
             None => !self.store().grows_by_writing() || written_to < new_bytes,
         };
         let is_recorded = self.capture.resize(new_bytes, is_known);
-        let map = self.intent.map();
-        match ByteRange::between(old_bytes, new_bytes) {
-            _ if is_known => {}
-            Some(tail) => map.doubt(tail),
-            None => map.doubt_all(),
+        if !is_recorded {
+            let map = self.intent.map();
+            match ByteRange::between(old_bytes, new_bytes) {
+                // Also a hole: the collector may hold what was there before a cut that was not
+                // recorded either.
+                Some(tail) => map.doubt(tail),
+                None if is_known => {}
+                None => map.doubt_all(),
+            }
+            self.capture.lose(GapReason::Resized);
         }
         Ok(Some(Resized { old_bytes, new_bytes, is_recorded }))
     }
