@@ -113,7 +113,8 @@ impl<S: Store> Volume<S> {
     /// not there any more.
     pub(super) fn check_end(&self, range: ByteRange) -> Result<(), DeviceError> {
         let size_bytes = self.size_bytes();
-        if range.end() != size_bytes || !self.store().grows_by_writing() {
+        let is_last = range.align_outward(self.unit_bytes()).end() == size_bytes;
+        if !is_last || !self.store().grows_by_writing() {
             return Ok(());
         }
         match self.store().size_now() {
@@ -126,13 +127,14 @@ impl<S: Store> Volume<S> {
     /// A change of `range`, whose lock is held, has ended.
     pub(super) fn note_end(&self, range: ByteRange) {
         // Relaxed: see `has_other_size`. The load spares the steady state a write to shared memory.
-        if self.written_to.load(Ordering::Relaxed) < range.end() {
-            self.written_to.fetch_max(range.end(), Ordering::Relaxed);
+        let end = range.align_outward(self.unit_bytes()).end();
+        if self.written_to.load(Ordering::Relaxed) < end {
+            self.written_to.fetch_max(end, Ordering::Relaxed);
         }
     }
 
-    /// The error of a read; where the store ends before, it is one of the range.
-    pub(super) fn read_error(&self, range: ByteRange, error: io::Error) -> DeviceError {
+    /// The error of what the store failed; where the store ends before, it is one of the range.
+    pub(super) fn store_error(&self, range: ByteRange, error: io::Error) -> DeviceError {
         match self.store().size_now() {
             Ok(size_bytes) if size_bytes < range.end() => {
                 DeviceError::OutOfRange { range, size_bytes }
