@@ -1,5 +1,6 @@
 //! The log's file on a disk that loses power at every one of its operations, with whatever part of
 //! what it had not synced; and damaged.
+#![allow(clippy::cast_possible_truncation, reason = "a test runs where usize has 64 bits")]
 
 use std::io;
 use std::pin::pin;

@@ -41,6 +41,7 @@ const REGIONS_PER_SECTOR: u64 = BITS_BYTES as u64 * 8;
 /// Regions that one page has the bits of.
 pub const REGIONS_PER_PAGE: u64 = REGIONS_PER_SECTOR * SECTORS as u64;
 /// Pages of the largest volume.
+#[allow(clippy::cast_possible_truncation, reason = "some thousands")]
 pub const PAGES_MAX: usize = VOLUME_BYTES_MAX.div_ceil(REGION_BYTES * REGIONS_PER_PAGE) as usize;
 
 /// Pages of bits in a new file, at least: those of 980 GiB, in 36 KiB.
