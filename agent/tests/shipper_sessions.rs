@@ -147,6 +147,7 @@ fn agent() -> Agent {
         timeline: Timeline(1),
         epoch: Epoch(1),
         copied: true,
+        covered: true,
         clean: false,
         released: Seq(0),
         paused: false,

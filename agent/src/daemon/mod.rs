@@ -10,6 +10,7 @@
 mod attachment;
 mod holder;
 mod instance;
+mod log_files;
 mod memory;
 mod notify;
 pub mod open;
@@ -17,6 +18,7 @@ mod owner;
 mod placement;
 mod reload;
 mod resize;
+pub mod restart;
 pub mod running;
 mod served;
 mod ublk;

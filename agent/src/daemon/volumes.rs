@@ -313,6 +313,14 @@ fn status(entry: &Entry) -> VolumeStatus {
         notes.push("no direct I/O on its backing store: the page cache is used".to_owned());
     }
     notes.extend(entry.attachment.note());
+    notes.push(running.started().to_string());
+    if volume.intent().map().is_failed() {
+        notes.push(
+            "its write-intent log can't be written: a crash of this machine would be followed by \
+             a comparison of the whole volume"
+                .to_owned(),
+        );
+    }
     VolumeStatus {
         name: volume.name().to_owned(),
         id: volume.id().to_string(),

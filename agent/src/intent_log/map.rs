@@ -19,7 +19,7 @@ use tidemark_block::engine::Event;
 use tidemark_wire::compare::{LEAF_BYTES, NODE_BYTES, NODE_LEAVES};
 use tidemark_wire::limits::VOLUME_BYTES_MAX;
 
-use super::format::{PAGES_MAX, REGIONS_PER_PAGE, page_of};
+use super::format::{PAGES_MAX, REGIONS_PER_PAGE, page_of, pages_of};
 use super::region::{Epochs, Region};
 
 /// Bytes of a region.
@@ -231,9 +231,9 @@ impl IntentMap {
 
     /// The same of every page.
     pub(super) fn touch_all(&self) {
-        (0..self.regions())
-            .step_by(REGIONS_PER_PAGE as usize)
-            .for_each(|region| self.touch(region));
+        let pages = &self.dirty[..pages_of(self.size_bytes())];
+        // Release as in `touch`.
+        pages.iter().for_each(|dirty| dirty.store(true, Ordering::Release));
     }
 
     /// Wants the bit of a region; whoever writes the page next writes it, too.
@@ -273,7 +273,7 @@ impl IntentMap {
 
     /// A crash is followed by a whole comparison from here on; returns when that is durable, or
     /// can't be made so.
-    pub(super) fn uncover(&self) {
+    pub(crate) fn uncover(&self) {
         let mut cover = self.cover();
         cover.round += 1;
         if !cover.covered {

@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation, reason = "a test runs where usize has 64 bits")]
+
 use proptest::prelude::*;
 
 use super::*;
@@ -177,10 +179,10 @@ proptest! {
                 }
             }
             let mut expected = Vec::new();
-            for region in 0..REGIONS as usize {
+            for (region, is_doubted) in doubted.iter().enumerate() {
                 let bit = |leaf: usize| lacking.get(region * 64 + leaf).copied().unwrap_or(false);
                 let bits = (0..64).filter(|leaf| bit(*leaf)).fold(0_u64, |all, leaf| all | 1 << leaf);
-                if doubted[region] {
+                if *is_doubted {
                     expected.push((region as u64, Differs::Doubt));
                 } else if bits != 0 {
                     expected.push((region as u64, Differs::Leaves(bits)));

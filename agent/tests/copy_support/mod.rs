@@ -309,6 +309,7 @@ impl Ground {
             timeline: Timeline(1),
             epoch: Epoch(0),
             copied: false,
+            covered: true,
             clean: false,
             released: Seq(0),
             paused: false,

@@ -339,6 +339,7 @@ fn new_state(dir: &Path, volume: VolumeId) -> KeptState {
         timeline: Timeline(1),
         epoch: Epoch(0),
         copied: false,
+        covered: true,
         clean: false,
         released: Seq(0),
         paused: false,
