@@ -332,10 +332,6 @@ async fn recover<S: Store>(
     if restart == Restart::PowerCut || capture_was_off || !copied {
         map.doubt_marked();
     }
-    if let Some(change) = &change {
-        tracing::warn!(volume = volume.name(), "its backing store: {change}");
-        map.doubt_all();
-    }
     if restart == Restart::PowerCut {
         // Also before a whole copy has reached the collector: nothing is captured before its
         // welcome has told the newest time that it holds.

@@ -18,6 +18,7 @@ use super::incoming::{Event, StreamError};
 use super::session::{Known, PendingTokens, Verdict, Window, judge};
 use super::wishes::Wishes;
 use super::{Drained, Orders, ShipperParts, is_drained};
+use crate::capture::Capture;
 use crate::capture::desk::QUESTIONS_MAX;
 use crate::capture::phase::{CopyCause, Phase};
 use crate::ring::order::Ticket;
@@ -133,14 +134,7 @@ impl<'a> Session<'a> {
             phase: capture.phases().phase(),
             sent: *sent,
         };
-        let mut verdict = judge(hello, welcome, &known);
-        let resizes = || consumer.resizes_after(welcome.durable);
-        if !matches!(verdict, Verdict::CopyAnew(_))
-            && !capture.continues(welcome.size_bytes, resizes)
-        {
-            capture.intent().doubt_all();
-            verdict = Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized));
-        }
+        let verdict = sized(judge(hello, welcome, &known), capture, consumer, welcome);
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;
@@ -422,6 +416,17 @@ impl<'a> Session<'a> {
         }
         Ok(())
     }
+}
+
+/// The verdict, unless the sizes that are in the ring do not follow that of the collector's volume.
+fn sized(verdict: Verdict, capture: &Capture, consumer: &Consumer, welcome: &Welcome) -> Verdict {
+    let resizes = || consumer.resizes_after(welcome.durable);
+    let drops_all = matches!(verdict, Verdict::CopyAnew(_));
+    if drops_all || capture.continues(welcome.size_bytes, resizes) {
+        return verdict;
+    }
+    capture.intent().doubt_all();
+    Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized))
 }
 
 /// Sends one message.

@@ -89,14 +89,23 @@ impl<S: Store> Volume<S> {
         let old_bytes = self.size_bytes();
         // Relaxed: the lock orders it behind every write.
         let written_to = self.written_to.load(Ordering::Relaxed);
-        let is_known = match ByteRange::between(old_bytes, new_bytes) {
+        let tail = ByteRange::between(old_bytes, new_bytes);
+        let is_known = match tail {
             Some(tail) => self.is_hole(tail),
             None => !self.store().grows_by_writing() || written_to < new_bytes,
+        };
+        // The collector may hold what was there before a cut, and a power cut may take the records.
+        let _entered = match tail {
+            Some(tail) => {
+                self.intent.map().resize(new_bytes);
+                Some(self.intent.enter(tail).await)
+            }
+            None => None,
         };
         let is_recorded = self.capture.resize(new_bytes, is_known);
         if !is_recorded {
             let map = self.intent.map();
-            match ByteRange::between(old_bytes, new_bytes) {
+            match tail {
                 // Also a hole: the collector may hold what was there before a cut that was not
                 // recorded either.
                 Some(tail) => map.doubt(tail),
