@@ -109,7 +109,7 @@ pub fn answer<S: Storage>(
     is_wanted: &dyn Fn() -> bool,
 ) -> Option<Differ> {
     let opened = (0..OPENS_MAX).find_map(|_| {
-        View::open_inside_span(&held.reader, Arc::clone(&held.seed))
+        open(held, question)
             .inspect_err(|error| tracing::debug!(volume = name, %error, "opened again"))
             .ok()
     });
@@ -136,6 +136,16 @@ pub fn answer<S: Storage>(
         }
     }
     Some(Differ { id: question.id, range: question.range, nodes })
+}
+
+/// What is held: the newest, also inside of a span, or the very state that the question names. One
+/// that is not offered is not compared.
+fn open<S: Storage>(held: &Held<S>, question: &Compare) -> Result<View<S>, ViewError> {
+    if question.exact {
+        View::open(Arc::clone(&held.reader), Arc::clone(&held.seed), question.min_seq)
+    } else {
+        View::open_inside_span(&held.reader, Arc::clone(&held.seed))
+    }
 }
 
 /// Every leaf differs.
