@@ -58,6 +58,14 @@ enum Command {
         #[command(flatten)]
         running: Running,
     },
+    /// Lets the running agent look at once whether the backing store of a volume was grown or
+    /// shrunk, and take its size; it looks by itself every second.
+    Resize {
+        /// The volume's name.
+        volume: String,
+        #[command(flatten)]
+        running: Running,
+    },
     /// Lets the running agent read its configuration anew, and says what changed.
     Reload {
         /// For programs: JSON.
@@ -141,6 +149,16 @@ fn run(command: Command) -> anyhow::Result<()> {
             let answer = client::ask(&running.socket, &Request::Detach { volume })?;
             let Answer::Detached { .. } = answer else { return Err(unexpected(&answer)) };
             Ok(())
+        }
+        Command::Resize { volume, running } => {
+            let answer = client::ask(&running.socket, &Request::Resize { volume })?;
+            let Answer::Resized { old_bytes, new_bytes, notes } = answer else {
+                return Err(unexpected(&answer));
+            };
+            for note in &notes {
+                eprintln!("note: {note}");
+            }
+            print(&[render::resized(old_bytes, new_bytes)])
         }
         Command::List { json, running } => {
             let answer = client::ask(&running.socket, &Request::List)?;

@@ -264,6 +264,46 @@ pub fn reattach(
     }
 }
 
+/// Gives a device the size that its volume has by now. Gives what could not be had.
+///
+/// # Errors
+/// What the kernel refused; the device then keeps its size.
+pub fn resize(
+    attached: &Attached,
+    source: &Source<'_>,
+    options: &Options,
+) -> Result<Vec<String>, AttachError> {
+    if !is_there(attached) {
+        return Err(gone(attached));
+    }
+    let device = attached.device.clone();
+    match attached.via {
+        Via::Nbd => {
+            let target = nbd_target(source, options)?;
+            apart::run(&attached.device, ANSWER_PATIENCE, move || {
+                nbd_kernel::resize(&device, &target)
+            })?;
+        }
+        Via::Ublk => return Err(unavailable(source.volume, UBLK_MISSING)),
+        Via::Loop => {
+            let no_file = || unavailable(source.volume, "no FUSE directory");
+            let file = source.fuse_file.ok_or_else(no_file)?.to_owned();
+            apart::run(&attached.device, ANSWER_PATIENCE, move || {
+                loop_device::resize(&device, &file)
+            })?;
+        }
+    }
+    let wanted = source.size_bytes - source.size_bytes % u64::from(source.block_bytes.max(1));
+    match device::size_bytes(&attached.device) {
+        Some(found) if found != wanted => Err(AttachError::new(
+            AttachErrorKind::Kernel,
+            attached.device.display().to_string(),
+            format!("has {found} bytes and not the volume's {wanted}; detach and attach it anew"),
+        )),
+        _ => Ok(unreachable_tail(source).into_iter().collect()),
+    }
+}
+
 /// The way to go: the one asked for, or the first that is there.
 fn choose(source: &Source<'_>, via: Option<Via>) -> Result<Via, AttachError> {
     let nbd = || {

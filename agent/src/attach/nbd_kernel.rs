@@ -139,6 +139,16 @@ pub(super) fn reconnect(device: &Path, target: &Target) -> Result<(), AttachErro
     Ok(())
 }
 
+/// Tells the kernel the size that the target has by now.
+pub(super) fn resize(device: &Path, target: &Target) -> Result<(), AttachError> {
+    let attributes = described(target).u32(INDEX, index(device)?);
+    family(&target.export)?.request(RECONFIGURE, &attributes).map_err(|source| {
+        let doing = "the kernel's NBD client does not take another size";
+        AttachError::io(AttachErrorKind::Kernel, device, doing, source)
+    })?;
+    Ok(())
+}
+
 /// Ends the connections. The device is free when the last one who has it open lets go.
 pub(super) fn disconnect(device: &Path) -> Result<(), AttachError> {
     let attributes = Attributes::default().u32(INDEX, index(device)?);
@@ -164,13 +174,18 @@ fn common(target: &Target, sockets: &[OwnedFd]) -> Attributes {
         let number = u32::try_from(socket.as_raw_fd()).expect("an open descriptor is positive");
         list.nested(SOCKET_ITEM, &Attributes::default().u32(SOCKET_FD, number))
     });
+    described(target)
+        .u64(TIMEOUT_SECONDS, target.options.request_seconds_max)
+        .u64(DEAD_CONNECTION_SECONDS, target.options.dead_connection_seconds)
+        .nested(SOCKETS, &list)
+}
+
+/// Which disk it is, and how large.
+fn described(target: &Target) -> Attributes {
     Attributes::default()
         .u64(SIZE_BYTES, target.size_bytes)
         .u64(BLOCK_BYTES, target.block_bytes.into())
-        .u64(TIMEOUT_SECONDS, target.options.request_seconds_max)
-        .u64(DEAD_CONNECTION_SECONDS, target.options.dead_connection_seconds)
         .text(BACKEND_IDENTIFIER, &target.identifier)
-        .nested(SOCKETS, &list)
 }
 
 /// As many negotiated sockets as wanted; one, when the server's flush covers only one.

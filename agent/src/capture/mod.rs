@@ -8,6 +8,7 @@
 
 pub mod desk;
 pub mod phase;
+mod size;
 pub mod verification;
 
 use std::sync::Arc;
@@ -22,9 +23,9 @@ use tidemark_wire::{RecordKind, Seq};
 
 use crate::intent_log::map::IntentMap;
 use crate::ring::Ring;
-use crate::ring::order::Ticket;
 use desk::Desk;
 use phase::{CopyCause, CopyRound, Phase, Phases};
+use size::Sizes;
 use verification::{Verifications, VerifyWish};
 
 /// How far a copy of the volume is, in bytes.
@@ -57,6 +58,7 @@ pub struct Capture {
     phases: Phases,
     desk: Desk,
     verifications: Verifications,
+    sizes: Sizes,
     progress: CopyProgress,
     /// Bytes per second that a copy may read; 0 when there is no limit.
     copy_rate: AtomicU64,
@@ -75,6 +77,7 @@ impl Capture {
             phases,
             desk: Desk::default(),
             verifications: Verifications::default(),
+            sizes: Sizes::default(),
             progress: CopyProgress::default(),
             copy_rate: AtomicU64::new(0),
             released: Event::new(),
@@ -159,7 +162,6 @@ impl Capture {
 
     /// Gives the capture up: from here on changes are only done, until a copy has begun.
     pub fn lose(&self, reason: GapReason) {
-        self.doubt(CopyCause::Gap(reason));
         if self.phases.lose(reason, || self.ring.turn_capture_off()) {
             tracing::warn!(
                 volume = self.name,
@@ -170,24 +172,27 @@ impl Capture {
         self.desk.look_again();
     }
 
-    /// Marks what a copy for `cause` has to compare, before it is wanted. Changes that were not
-    /// captured are in the map by themselves.
+    /// Marks what a copy has to compare that the collector's welcome asks for, before it is wanted.
+    /// Whatever else is missing is in the map by itself: who opens the volume, does not capture a
+    /// change or drops a record puts it there.
     fn doubt(&self, cause: CopyCause) {
         match cause {
             // Nothing is known of what the collector holds.
             CopyCause::Initial
             | CopyCause::Seeded
             | CopyCause::Gap(
-                GapReason::CollectorBehind | GapReason::SourceBehind | GapReason::OutsideChange,
+                GapReason::CollectorBehind | GapReason::SourceBehind | GapReason::Resized,
             ) => self.intent.doubt_all(),
-            // Of what a predecessor has missed, or its copy has not brought, the bits are left.
-            CopyCause::Gap(GapReason::RingLost | GapReason::CopyInterrupted) => {
-                self.intent.doubt_marked();
-            }
-            // In the map to the leaf, or to the region where the backing store failed.
+            // Of what a predecessor's copy has not brought, the bits are left.
+            CopyCause::Gap(GapReason::CopyInterrupted) => self.intent.doubt_marked(),
             CopyCause::Asked
-            | CopyCause::Gap(GapReason::RingFull | GapReason::BackingError | GapReason::Paused) => {
-            }
+            | CopyCause::Gap(
+                GapReason::RingFull
+                | GapReason::RingLost
+                | GapReason::BackingError
+                | GapReason::OutsideChange
+                | GapReason::Paused,
+            ) => {}
         }
     }
 
@@ -249,13 +254,11 @@ impl Capture {
         self.desk.look_again();
     }
 
-    /// The collector can't go on from what it holds: a copy is made. Gives the ticket at or behind
-    /// which its first record will be, and that of no copy before it.
-    pub fn want_copy(&self, cause: CopyCause) -> Ticket {
+    /// The collector can't go on from what it holds: a copy is made.
+    pub fn want_copy(&self, cause: CopyCause) {
         self.doubt(cause);
-        let ticket = self.phases.want_copy(cause, || self.ring.tail_ticket());
+        self.phases.want_copy(cause, || ());
         self.desk.look_again();
-        ticket
     }
 
     /// Ends what runs for the volume by itself: copies, and who waits for room.

@@ -161,6 +161,11 @@ impl Phases {
         Standing { state: of_phase, reason, since: state.since, differing_bytes: 0 }
     }
 
+    /// Runs `act` with the phase, which stays as it is meanwhile.
+    pub fn held<T>(&self, act: impl FnOnce(Phase) -> T) -> T {
+        act(self.state().phase)
+    }
+
     /// Changes can't be captured: runs `turn_off`, which turns the ring's flag off, before
     /// anybody can begin the copy that is wanted from now on. True when none was wanted before.
     pub fn lose(&self, reason: GapReason, turn_off: impl FnOnce()) -> bool {

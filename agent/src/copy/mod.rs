@@ -12,7 +12,9 @@
 //! - into an image that is known to be all zero, everything that is not zero is brought.
 //!
 //! When nothing is left, a resync-end record says that the stream is whole again. Nothing that the
-//! collector holds in between is a state of the volume, and none of it is offered.
+//! collector holds in between is a state of the volume, and none of it is offered. Where the
+//! collector's volume has another size than this one, a resize record follows the begin, and
+//! nothing is asked before that.
 //!
 //! To bring a range is to lock it, read it, and claim a read-back record for it while the lock is
 //! held: a write to the range is before the read or behind the record, never between.
@@ -109,7 +111,7 @@ struct Walk<'a, S, T> {
     round: CopyRound,
     id: [u8; 16],
     hasher: Hasher<'a, S, T>,
-    /// The resync-begin record.
+    /// The resync-begin record, or the resize behind it: the collector answers from no older state.
     begun: Cell<Seq>,
     /// Where the next lane goes on.
     next: Cell<u64>,
@@ -153,9 +155,10 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
                 Some(reason) => Some(capture.stamp(RecordKind::Gap, reason as u64, &[])?),
             };
             let begin = capture.stamp(RecordKind::ResyncBegin, 0, body.as_bytes())?;
+            let sized = capture.stamp_size(begin)?;
             capture.ring().turn_capture_on();
             capture.desk().open(self.id);
-            self.begun.set(begin);
+            self.begun.set(sized);
             Some(gap.unwrap_or(begin))
         })
     }
@@ -307,6 +310,10 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
     /// when the ring is full.
     async fn bring_piece(&self, range: ByteRange) -> Option<u64> {
         let held = self.volume.locks().lock(range).await;
+        // A copy that was outdated by a resize may have a range that is not on the volume any more.
+        if !self.is_current() {
+            return None;
+        }
         // What was a hole may have been written before the lock was held.
         let extent = extent_at(self.volume, range);
         if extent.zero && extent.len_bytes >= range.len() {

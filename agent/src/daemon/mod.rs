@@ -10,13 +10,16 @@
 mod attachment;
 mod holder;
 mod instance;
+mod log_files;
 mod memory;
 mod notify;
-mod open;
+pub mod open;
 mod owner;
 mod placement;
 mod reload;
-mod running;
+mod resize;
+pub mod restart;
+pub mod running;
 mod served;
 mod volumes;
 
@@ -161,6 +164,7 @@ fn next(owner: &mut Owner, events: &Receiver<Event>) -> Next {
         }
     };
     owner.volumes.keep();
+    owner.follow_sizes();
     next
 }
 

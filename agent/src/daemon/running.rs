@@ -17,20 +17,29 @@ use tidemark_block::engine::{Executor, ExecutorConfig, WorkersHandle};
 use tidemark_block::store::UringStore;
 use tidemark_wire::{AgentId, Seq};
 
+use super::log_files::StateDirLog;
 use super::open::OpenVolume;
+use super::restart::Started;
 use crate::backing_mark::MarkKeeper;
+use crate::capture::Capture;
 use crate::capture::phase::Phase;
 use crate::clock::{Clock, EngineTimer};
 use crate::config::VolumeConfig;
 use crate::control::api::VolumeStanding;
 use crate::copy;
+use crate::intent_log::file::IntentFile;
+use crate::intent_log::sweep::SWEEP_EVERY;
 use crate::random::Random;
 use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
 use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
-use crate::state::{KeptState, SEQ_RESERVATION};
+use crate::state::{BackingMark, KeptState, SEQ_RESERVATION, StateError};
 use crate::volume::{Volume, upkeep};
 
+/// How often the size of the backing store is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a write-intent log that failed is made anew.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// How long a stop waits for the collector to acknowledge what is in the rings.
 pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the end of a volume waits for the last task that has it.
@@ -58,10 +67,39 @@ pub(super) struct Running {
     shipper: Shipper,
     ring_path: PathBuf,
     mark: MarkKeeper,
+    started: Started,
+    log: StateDirLog,
+    next: Next,
     /// The last try to reserve numbers failed, which was said.
     cannot_reserve: bool,
     /// The last try to keep the mark failed, which was said.
     cannot_mark: bool,
+    size: SizeWatch,
+}
+
+/// The look at the size of the backing store.
+#[derive(Default)]
+struct SizeWatch {
+    /// When it is next due, monotonic.
+    next: Duration,
+    /// The size that was found last.
+    found: u64,
+    /// It can't be the volume's, which was said.
+    refused: Option<u64>,
+    /// The last look failed, which was said.
+    cannot_look: bool,
+}
+
+/// When what is done now and then is due.
+struct Next {
+    mark: Duration,
+    log: Duration,
+}
+
+impl Next {
+    fn after(now: Duration) -> Self {
+        Self { mark: now, log: now + LOG_AGAIN }
+    }
 }
 
 impl Running {
@@ -71,14 +109,10 @@ impl Running {
         worker: usize,
         around: &Surroundings,
     ) -> anyhow::Result<Self> {
-        let OpenVolume { volume, state, ring_path, mark } = opened;
-        let (volume, state) = (Arc::new(volume), Arc::new(state));
+        let OpenVolume { volume, state, ring_path, mark, started, log } = opened;
+        let volume = Arc::new(volume);
         let parts = ShipperParts {
-            facts: VolumeFacts {
-                id: volume.id(),
-                size_bytes: volume.size_bytes(),
-                block_bytes: unit_bytes(&volume),
-            },
+            facts: VolumeFacts { id: volume.id(), block_bytes: unit_bytes(&volume) },
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: around.agent,
@@ -101,8 +135,12 @@ impl Running {
             shipper,
             ring_path,
             mark,
+            started,
+            log,
+            next: Next::after(around.clock.monotonic()),
             cannot_reserve: false,
             cannot_mark: false,
+            size: SizeWatch::default(),
         })
     }
 
@@ -132,9 +170,23 @@ impl Running {
         self.shipper.is_connected()
     }
 
+    /// How it was started.
+    pub(super) fn started(&self) -> Started {
+        self.started
+    }
+
     /// Does what has to be done now and then.
     pub(super) fn keep(&mut self, clock: &dyn Clock) {
         self.reserve_ahead();
+        let now = clock.monotonic();
+        if now >= self.next.mark {
+            self.next.mark = now + SWEEP_EVERY;
+            self.keep_mark_for_power_cut();
+        }
+        if now >= self.next.log {
+            self.next.log = now + LOG_AGAIN;
+            self.mend_log();
+        }
         let kept = self.mark.keep(clock.monotonic());
         if let Err(error) = &kept
             && !self.cannot_mark
@@ -146,6 +198,72 @@ impl Running {
             );
         }
         self.cannot_mark = kept.is_err();
+    }
+
+    /// Keeps in the state what the backing store looks like, for a start after a power cut: the
+    /// mark beside the change ring goes with it.
+    fn keep_mark_for_power_cut(&mut self) {
+        let Ok(mark) = self.mark.now() else { return };
+        if let Err(error) = self.state.update(|state| state.backing = Some(mark)) {
+            tracing::warn!(
+                volume = self.volume.name(),
+                "can't keep the mark of its backing store: {error}; after a power cut the volume \
+                 is compared"
+            );
+        }
+    }
+
+    /// Puts another file in the place of a write-intent log that could not be written.
+    fn mend_log(&self) {
+        let (name, intent) = (self.volume.name(), self.volume.intent());
+        if !intent.map().is_failed() {
+            return;
+        }
+        let mend = || {
+            let file = IntentFile::make(&self.log, self.volume.id(), intent.map())?;
+            let executor = Executor::new(&ExecutorConfig::default())?;
+            std::io::Result::Ok(executor.block_on(intent.adopt(file)))
+        };
+        match mend() {
+            Ok(true) => tracing::info!(
+                volume = name,
+                "the write-intent log is written again, in a new file; it covers what differs"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::error!(
+                volume = name,
+                "no write-intent log can be made: {error}; it is tried again in a minute"
+            ),
+        }
+    }
+
+    /// Looks, about every second, whether the backing store has another size than the volume. One
+    /// that the volume can't have is told once.
+    pub(super) fn has_other_size(&mut self, now: Duration) -> bool {
+        let size = &mut self.size;
+        if now < size.next {
+            return false;
+        }
+        size.next = now + LOOK_EVERY;
+        let found = self.volume.has_other_size();
+        if let Err(error) = &found
+            && !size.cannot_look
+        {
+            tracing::error!(
+                volume = self.volume.name(),
+                "the size of its backing store can't be found out: {error}"
+            );
+        }
+        size.cannot_look = found.is_err();
+        let Ok(found) = found else { return false };
+        size.refused = size.refused.filter(|refused| found == Some(*refused));
+        size.found = found.unwrap_or(size.found);
+        found.is_some() && size.refused.is_none()
+    }
+
+    /// The volume has taken the size that was found, or can't.
+    pub(super) fn note_resize(&mut self, is_done: bool) {
+        self.size.refused = (!is_done).then_some(self.size.found);
     }
 
     /// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the
@@ -240,10 +358,7 @@ impl Stopped {
                 "can't mark its backing store: {error}; the next start compares the volume"
             );
         }
-        // A request that took too long for the stop of its frontend may have come when everything
-        // else was acknowledged. The mark was taken, and with it the store flushed, behind it.
-        let is_late = !capture.ring().is_empty() || !capture.is_on();
-        if !self.is_clean || is_late {
+        if !self.is_clean || is_late(capture) {
             tracing::warn!(
                 volume = name,
                 "stopped before everything was acknowledged, or in a copy; the next start goes on \
@@ -252,13 +367,7 @@ impl Stopped {
             return;
         }
         let released = capture.ring().released_seq().max(self.state.get().released);
-        let last_time = capture.ring().last_time();
-        let kept = self.state.update(|state| {
-            state.clean = true;
-            state.released = released;
-            state.last_time = state.last_time.max(last_time);
-            state.backing = mark.ok();
-        });
+        let kept = keep_clean(capture, &self.state, mark.ok());
         drop(self.volume);
         // An empty ring that stays is as good; a state that was not kept needs the ring.
         let discarded = kept.map(|()| {
@@ -276,6 +385,34 @@ impl Stopped {
             Err(error) => tracing::warn!(volume = name, "{error}"),
         }
     }
+}
+
+/// True when something came after the last acknowledgement: a request that took too long for the
+/// stop of its frontend may have come when everything else was acknowledged. The backing store's
+/// mark was taken, and with it the store flushed, behind it.
+#[must_use]
+pub fn is_late(capture: &Capture) -> bool {
+    !capture.ring().is_empty() || !capture.is_on()
+}
+
+/// Notes that a volume was stopped in order: the next start believes that nothing is missing.
+/// Every change is acknowledged, and the backing store flushed.
+///
+/// # Errors
+/// When that can't be kept; the ring is needed then.
+pub fn keep_clean(
+    capture: &Capture,
+    state: &KeptState,
+    backing: Option<BackingMark>,
+) -> Result<(), StateError> {
+    let released = capture.ring().released_seq().max(state.get().released);
+    let last_time = capture.ring().last_time();
+    state.update(|state| {
+        state.clean = true;
+        state.released = released;
+        state.last_time = state.last_time.max(last_time);
+        state.backing = backing;
+    })
 }
 
 fn flush(volume: &ProtectedVolume) -> anyhow::Result<()> {
@@ -313,7 +450,7 @@ mod tests {
         for is_late in [true, false] {
             let random = SystemSource::default();
             let opened = open::open(&config, &config.volumes[0], &clock, &random).expect("opened");
-            let OpenVolume { volume, state, ring_path, mark } = opened;
+            let OpenVolume { volume, state, ring_path, mark, .. } = opened;
             if is_late {
                 volume.capture().stamp(RecordKind::Flush, 0, &[]).expect("there is room");
             } else {
@@ -324,7 +461,7 @@ mod tests {
                     .expect("nobody else")
                     .release_through(Seq(1 << 40));
             }
-            let (volume, state) = (Arc::new(volume), Arc::new(state));
+            let volume = Arc::new(volume);
             let stopped = Stopped { volume, state, ring_path, mark, is_clean: true };
             stopped.settle(clock.as_ref());
             let kept = StateFile::new(dir.path(), "a").load().expect("read").expect("kept");

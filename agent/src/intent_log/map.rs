@@ -132,8 +132,17 @@ impl IntentMap {
     /// Size of the volume in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        // Acquire pairs with the store of who changed it.
+        // Acquire pairs with the store in `resize`.
         self.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// The volume has `size_bytes` from here on. What was known to differ behind its end differs no
+    /// more; the caller holds the lock on all of it.
+    pub(crate) fn resize(&self, size_bytes: u64) {
+        let old = self.regions();
+        // Release pairs with the load in `size_bytes`.
+        self.size_bytes.store(size_bytes, Ordering::Release);
+        (self.regions()..old).for_each(|region| self.forget(region));
     }
 
     /// Number of regions, the last of which may be shorter than the others.
@@ -261,7 +270,7 @@ impl IntentMap {
 
     /// A crash is followed by a whole comparison from here on; returns when that is durable, or
     /// can't be made so.
-    pub(super) fn uncover(&self) {
+    pub(crate) fn uncover(&self) {
         let mut cover = self.cover();
         cover.round += 1;
         if !cover.covered {

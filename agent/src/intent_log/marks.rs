@@ -192,6 +192,15 @@ impl IntentMap {
         Settling { entered, was, done: false }
     }
 
+    /// Nothing of a region is known to differ.
+    pub(super) fn forget(&self, region: u64) {
+        if self.region(region).trust() {
+            subtract(self.doubted(), 1);
+        }
+        let were = self.leaves(region).swap(0, Ordering::AcqRel);
+        subtract(self.lacking(), u64::from(were.count_ones()));
+    }
+
     /// Clears the bits of all regions that are known to be equal, and gives their number.
     pub(super) fn clear(&self, until: ClearUntil) -> u64 {
         let clear = |region: &u64| {

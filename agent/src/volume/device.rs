@@ -11,6 +11,8 @@ use tidemark_wire::RecordKind;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::record::{FLAG_FUA, FLAG_NO_HOLE, RecordSpec};
 
+use tidemark_block::range_lock::RangeGuard;
+
 use super::{Volume, VolumePayload, data_spec, range_spec};
 use crate::ring::{Extent, InFlight};
 
@@ -144,7 +146,8 @@ impl<S: Store> Device for Volume<S> {
     type Payload = VolumePayload;
 
     fn geometry(&self) -> Geometry {
-        self.units.store().geometry().as_device()
+        let size_bytes = self.size_bytes();
+        Geometry { size_bytes, ..self.units.store().geometry().as_device() }
     }
 
     async fn reserve(&self, range: ByteRange) -> Result<VolumePayload, DeviceError> {
@@ -169,9 +172,9 @@ impl<S: Store> Device for Volume<S> {
         durability: Durability,
     ) -> Result<(), DeviceError> {
         let range = payload.range();
-        let units = range.align_outward(self.unit_bytes());
-        let _held = self.locks.lock(units).await;
-        let _entered = self.intent.enter(units).await;
+        let _held = self.lock(range).await?;
+        self.check_end(range)?;
+        let _entered = self.intent.enter(range.align_outward(self.unit_bytes())).await;
         let written = match payload {
             VolumePayload::Captured { extent, .. } => {
                 self.write_captured(extent, range, durability).await
@@ -180,12 +183,13 @@ impl<S: Store> Device for Volume<S> {
                 self.write_spare(start, chunk, durability).await
             }
         };
+        self.note_end(range);
         written.map_err(|error| DeviceError::io(range, error))
     }
 
     async fn read(&self, start: u64, into: Chunk) -> Result<Chunk, DeviceError> {
         let range = check_read(&self.geometry(), start, into.len())?;
-        self.units.read(start, into).await.map_err(|error| DeviceError::io(range, error))
+        self.units.read(start, into).await.map_err(|error| self.read_error(range, error))
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
@@ -201,7 +205,7 @@ impl<S: Store> Device for Volume<S> {
     async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), DeviceError> {
         check_write(&self.geometry(), range)?;
         if let Some(units) = range.align_inward(self.unit_bytes()) {
-            let _held = self.locks.lock(units).await;
+            let _held = self.lock(units).await?;
             let _entered = self.intent.enter(units).await;
             let spec = range_spec(RecordKind::Trim, units, flags(durability, false));
             match self.change(&spec, self.units.store().punch(units)).await {
@@ -222,14 +226,16 @@ impl<S: Store> Device for Volume<S> {
     ) -> Result<(), DeviceError> {
         check_write(&self.geometry(), range)?;
         if !range.is_empty() {
-            let units = range.align_outward(self.unit_bytes());
-            let _held = self.locks.lock(units).await;
-            let _entered = self.intent.enter(units).await;
+            let _held = self.lock(range).await?;
+            self.check_end(range)?;
+            let _entered = self.intent.enter(range.align_outward(self.unit_bytes())).await;
             let flags = flags(options.durability, options.no_hole);
             let spec = range_spec(RecordKind::WriteZeroes, range, flags);
             let work =
                 async { self.units.zero(range, options.no_hole, options.fast).await.map(|_| ()) };
-            self.change(&spec, work).await.map_err(|error| DeviceError::zeroing(range, error))?;
+            let zeroed = self.change(&spec, work).await;
+            self.note_end(range);
+            zeroed.map_err(|error| DeviceError::zeroing(range, error))?;
         }
         self.settle_durability(range, options.durability).await
     }
@@ -251,6 +257,14 @@ impl<S: Store> Device for Volume<S> {
 }
 
 impl<S: Store> Volume<S> {
+    /// Waits for the units of `range`. The disk may have got smaller since the request was let in;
+    /// while the lock is held it does not.
+    async fn lock(&self, range: ByteRange) -> Result<RangeGuard<'_>, DeviceError> {
+        let held = self.locks.lock(range.align_outward(self.unit_bytes())).await;
+        check_write(&self.geometry(), range)?;
+        Ok(held)
+    }
+
     async fn settle_durability(
         &self,
         range: ByteRange,

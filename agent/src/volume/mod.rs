@@ -19,9 +19,11 @@
 //! machine loses the ring, which the successor notices.
 
 mod device;
+mod resize;
 pub mod upkeep;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use tidemark_block::engine::BufferPool;
 use tidemark_block::range_lock::RangeLock;
@@ -34,6 +36,8 @@ use tidemark_wire::{RecordKind, VolumeId};
 use crate::capture::Capture;
 use crate::intent_log::IntentLog;
 use crate::ring::{Extent, InFlight, Ring};
+
+pub use resize::{ResizeError, Resized};
 
 /// Buffers for payloads while they can't be captured.
 const SPARE_BUFFERS: usize = 64;
@@ -73,6 +77,8 @@ pub struct Volume<S> {
     intent: IntentLog<S>,
     locks: RangeLock,
     spare: BufferPool,
+    /// See [`resize`].
+    written_to: AtomicU64,
 }
 
 impl<S: Store> Volume<S> {
@@ -83,6 +89,7 @@ impl<S: Store> Volume<S> {
     #[must_use]
     pub fn new(id: VolumeId, store: S, capture: Arc<Capture>, intent: IntentLog<S>) -> Self {
         assert!(Arc::ptr_eq(capture.intent(), intent.map()), "one map of what is missing");
+        capture.set_size(store.geometry().size_bytes);
         Self {
             id,
             units: Units::new(store),
@@ -90,6 +97,7 @@ impl<S: Store> Volume<S> {
             intent,
             locks: RangeLock::default(),
             spare: BufferPool::new(SPARE_BUFFERS, PAYLOAD_BYTES_MAX),
+            written_to: AtomicU64::new(0),
         }
     }
 
@@ -108,7 +116,7 @@ impl<S: Store> Volume<S> {
     /// Size in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.units.store().geometry().size_bytes
+        self.capture.size_bytes()
     }
 
     /// Smallest unit in which the backing store is written, in bytes.
@@ -230,6 +238,7 @@ impl<S: Store> Volume<S> {
                 let piece = ByteRange::new(at, len).expect("a part of a range");
                 let _held = self.locks.lock(piece).await;
                 if self.copy_back(piece, false).await.is_none() {
+                    in_flight.iter().for_each(|range| self.intent.map().doubt(*range));
                     self.capture.lose(GapReason::RingFull);
                     return;
                 }

@@ -134,6 +134,7 @@ impl Collector {
                 window_bytes: 4 << 20,
                 seeded: kept.seeded,
                 last_time: kept.last_time,
+                size_bytes: DISK_BYTES,
             }
         };
         send(&stream, FrameKind::Welcome, |body| welcome.encode(body)).ok()?;
@@ -308,6 +309,7 @@ impl Ground {
             timeline: Timeline(1),
             epoch: Epoch(0),
             copied: false,
+            covered: true,
             clean: false,
             released: Seq(0),
             paused: false,
@@ -356,7 +358,7 @@ impl Ground {
         let timer = copy::EngineTimer::new(Arc::clone(&clock));
         workers.spawn_on(0, move || copy::verify::run(verified, timer));
         let parts = ShipperParts {
-            facts: VolumeFacts { id: VOLUME, size_bytes: DISK_BYTES, block_bytes: 512 },
+            facts: VolumeFacts { id: VOLUME, block_bytes: 512 },
             capture,
             state: Arc::clone(&state),
             agent: AgentId::from_bytes([1; 16]),

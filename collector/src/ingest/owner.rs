@@ -146,7 +146,7 @@ impl<S: Storage> VolumeCore<S> {
         }
         if !committed.new_marks.is_empty() {
             self.look_at_spans();
-            committed.new_marks.iter().for_each(|mark| self.report_span(mark));
+            committed.new_marks.iter().for_each(|mark| self.report_mark(mark));
             self.note_points(&committed.new_marks);
             self.observer.marks(self.manifest.volume, &committed.new_marks);
         }

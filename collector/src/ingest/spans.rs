@@ -1,5 +1,5 @@
 //! Tells people of spans: what is missing and why, how large the copy is that brings it, and what
-//! it took when the history is whole again.
+//! it took when the history is whole again; and of new sizes.
 //!
 //! What enters: marks that have become durable. What leaves: events, and with the volume's facts
 //! the newest copy that has ended, for whoever waits for it. What is told of a span comes from the
@@ -16,7 +16,7 @@ use crate::journal::{Mark, MarkBody};
 use crate::storage::Storage;
 
 impl<S: Storage> VolumeCore<S> {
-    pub(super) fn report_span(&self, mark: &Mark) {
+    pub(super) fn report_mark(&self, mark: &Mark) {
         let seq = mark.seq;
         match &mark.body {
             MarkBody::Gap(reason) => {
@@ -32,6 +32,17 @@ impl<S: Storage> VolumeCore<S> {
             MarkBody::ResyncEnd(resync) if self.span_is_closed() => {
                 self.shared.lock().last_copy = Some(*resync);
                 self.report(Severity::Info, self.end_text(mark, resync));
+            }
+            MarkBody::Resize { size_bytes, old_bytes } => {
+                let shrank = size_bytes < old_bytes;
+                let (severity, what) =
+                    if shrank { (Severity::Warning, "shrank") } else { (Severity::Info, "grew") };
+                let name = &self.manifest.name;
+                let text = format!(
+                    "volume {name} {what} from {old_bytes} to {size_bytes} bytes at record {seq}; \
+                     states before it keep their size"
+                );
+                self.report(severity, text);
             }
             _ => {}
         }

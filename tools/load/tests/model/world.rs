@@ -274,7 +274,6 @@ impl Agent {
         let parts = ShipperParts {
             facts: VolumeFacts {
                 id: volume.id(),
-                size_bytes: volume.size_bytes(),
                 block_bytes: u32::try_from(volume.unit_bytes()).expect("a small unit"),
             },
             capture: Arc::clone(volume.capture()),
@@ -340,6 +339,7 @@ fn new_state(dir: &Path, volume: VolumeId) -> KeptState {
         timeline: Timeline(1),
         epoch: Epoch(0),
         copied: false,
+        covered: true,
         clean: false,
         released: Seq(0),
         paused: false,
