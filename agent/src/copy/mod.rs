@@ -111,7 +111,7 @@ struct Walk<'a, S, T> {
     round: CopyRound,
     id: [u8; 16],
     hasher: Hasher<'a, S, T>,
-    /// The resync-begin record, or the resize behind it.
+    /// The resync-begin record, or the resize behind it: the collector answers from no older state.
     begun: Cell<Seq>,
     /// Where the next lane goes on.
     next: Cell<u64>,
