@@ -13,12 +13,12 @@ use daemon_support::{Agent, Collector, Copy, Place, wait_for};
 use tidemark_wire::body::GapReason;
 
 const REGION_BYTES: u64 = 4 << 20;
-const REGIONS: u64 = 32;
+const REGIONS: usize = 32;
 
 /// A volume of 32 regions that the collector has a copy of, and its identity.
 fn protected() -> (Place, Collector, Agent, String) {
     let place = Place::new(&["one"]);
-    File::create(place.backing("one")).unwrap().set_len(REGIONS * REGION_BYTES).unwrap();
+    File::create(place.backing("one")).unwrap().set_len(REGIONS as u64 * REGION_BYTES).unwrap();
     let collector = Collector::listen(&place.path("collector"));
     let agent = Agent::start(&place);
     let id = place.wait_whole("one")["id"].as_str().unwrap().to_owned();
@@ -118,7 +118,7 @@ fn a_log_that_is_not_there_or_damaged_or_did_not_cover_everything_means_the_whol
         assert!(agent.log().contains(said), "{}", agent.log());
         gaps.push(GapReason::RingLost);
         let copy = wait_copied(&place, &collector, &id, &gaps);
-        assert_eq!(copy.compared_nodes - before, REGIONS as usize);
+        assert_eq!(copy.compared_nodes - before, REGIONS);
         let kept = fs::read_to_string(&state).unwrap();
         assert!(kept.contains("\"covered\": true"), "{kept}");
     }
@@ -138,6 +138,6 @@ fn an_edit_between_the_power_cut_and_the_start_is_noticed() {
     let agent = Agent::start(&place);
     assert!(agent.log().contains("it was written while no agent served it"), "{}", agent.log());
     let copy = wait_copied(&place, &collector, &id, &[GapReason::RingLost]);
-    assert_eq!(copy.compared_nodes - before, REGIONS as usize);
+    assert_eq!(copy.compared_nodes - before, REGIONS);
     agent.stop();
 }

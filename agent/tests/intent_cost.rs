@@ -254,7 +254,7 @@ fn rates_with_and_without_the_log() {
             // Every region that is not marked yet, so that the steady state begins.
             write_all(disk, |writer| {
                 let per_region = REGION_BYTES / WRITE_BYTES;
-                (writer..REGIONS).step_by(DEPTH as usize).map(move |region| region * per_region)
+                (0..REGIONS / DEPTH).map(move |n| (n * DEPTH + writer) * per_region)
             });
             (first, rate(disk, seconds, 2))
         })
