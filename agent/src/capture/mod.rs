@@ -162,7 +162,6 @@ impl Capture {
 
     /// Gives the capture up: from here on changes are only done, until a copy has begun.
     pub fn lose(&self, reason: GapReason) {
-        self.doubt(CopyCause::Gap(reason));
         if self.phases.lose(reason, || self.ring.turn_capture_off()) {
             tracing::warn!(
                 volume = self.name,
@@ -173,8 +172,9 @@ impl Capture {
         self.desk.look_again();
     }
 
-    /// Marks what a copy for `cause` has to compare, before it is wanted. Changes that were not
-    /// captured are in the map by themselves.
+    /// Marks what a copy has to compare that the collector's welcome asks for, before it is wanted.
+    /// Whatever else is missing is in the map by itself: who opens the volume, does not capture a
+    /// change or drops a record puts it there.
     fn doubt(&self, cause: CopyCause) {
         match cause {
             // Nothing is known of what the collector holds.

@@ -347,7 +347,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A record that continues nothing: the copy that follows brings what it says.
+    /// A record that continues nothing: the copy that follows brings what it says, since that is
+    /// marked before the record is released.
     fn drop_record(&self, consumer: &mut Consumer, seq: Seq) {
         consumer.release_through(seq);
         self.parts.capture.released().notify_all();

@@ -1,5 +1,5 @@
 //! Tells people of spans: what is missing and why, how large the copy is that brings it, and what
-//! it took when the history is whole again. Also of a volume that has another size.
+//! it took when the history is whole again; and of new sizes.
 //!
 //! What enters: marks that have become durable. What leaves: events, and with the volume's facts
 //! the newest copy that has ended, for whoever waits for it. What is told of a span comes from the
