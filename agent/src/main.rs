@@ -36,8 +36,10 @@ enum Command {
     Attach {
         /// The volume's name.
         volume: String,
-        /// How: nbd (the kernel's NBD client), ublk, or loop (a loop device over the FUSE
-        /// directory); without it the first of them that this machine has.
+        /// How: nbd (the kernel's NBD client), ublk (the kernel's ublk driver), or loop (a loop
+        /// device over the FUSE directory); without it the first of them that this machine has.
+        /// When the agent stops or dies, a device of ublk waits for the next agent without limit,
+        /// one of nbd as long as the configuration says; a loop device fails.
         #[arg(long)]
         via: Option<Via>,
         #[command(flatten)]

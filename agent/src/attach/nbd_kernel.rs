@@ -12,7 +12,6 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use tidemark_block::engine::socket::Address;
 use tidemark_block::nbd::client::ServedExport;
@@ -21,7 +20,7 @@ use super::device;
 use super::error::{AttachError, AttachErrorKind};
 use super::genetlink::{Attributes, Family};
 use super::nbd_handshake;
-use super::{CONNECTIONS_MAX, Options};
+use super::{CONNECTIONS_MAX, Options, module};
 
 const FAMILY: &str = "nbd";
 const FAMILY_VERSION: u8 = 1;
@@ -66,15 +65,8 @@ pub(super) fn probe() -> Result<(), String> {
 
 /// Loads the module where it is missing; whether that worked shows in [`probe`].
 pub(super) fn load_module() {
-    if probe().is_ok() {
-        return;
-    }
-    let mut modprobe = Command::new("modprobe");
-    modprobe.args(["--quiet", FAMILY]).stdin(Stdio::null()).stdout(Stdio::null());
-    match modprobe.stderr(Stdio::null()).status() {
-        Ok(status) if status.success() => tracing::info!("loaded the kernel module nbd"),
-        Ok(_) => {}
-        Err(error) => tracing::debug!("modprobe can't be run: {error}"),
+    if probe().is_err() {
+        module::load(FAMILY);
     }
 }
 

@@ -17,7 +17,7 @@ use tidemark_block::engine::socket::Address;
 use super::attachment::{Attachment, Records, Work};
 use super::resize::Outcome;
 use super::volumes::Volumes;
-use super::{notify, placement, reload};
+use super::{notify, placement, reload, ublk};
 use crate::attach::{
     self, AttachError, AttachErrorKind, Attached, Options, Reattached, Source, Via,
 };
@@ -60,6 +60,8 @@ pub(super) struct Owner {
     pub(super) records: Records,
     /// Where NBD is served, for the kernel's client.
     pub(super) nbd: Option<Address>,
+    /// Who serves ublk devices.
+    pub(super) ublk: Arc<ublk::Devices>,
     /// To itself.
     pub(super) events: Sender<Event>,
 }
@@ -153,13 +155,23 @@ impl Owner {
                     "{device} stays attached; what is asked of it waits {} s for the next agent",
                     self.config.attach.dead_connection_seconds
                 ),
-                Via::Ublk | Via::Loop => tracing::warn!(
+                Via::Ublk => tracing::warn!(
+                    volume,
+                    "{device} stays attached; what is asked of it waits for the next agent, \
+                     however long that takes"
+                ),
+                Via::Loop => tracing::warn!(
                     volume,
                     "{device} stays attached, and fails from now on; detach it before the agent \
                      is stopped"
                 ),
             }
         }
+    }
+
+    /// The volumes, at the end.
+    pub(super) fn into_volumes(self) -> Volumes {
+        self.volumes
     }
 
     /// Reads the configuration anew. A file that is no good changes nothing.
@@ -336,16 +348,19 @@ impl Owner {
     ) -> Result<impl FnOnce() -> T + Send + 'static, String> {
         let facts = self.volumes.facts(volume).ok_or("the volume is being removed")?;
         let nbd = self.nbd.clone();
+        let devices = Arc::clone(&self.ublk);
         let fuse_file = self.config.fuse.as_ref().map(|fuse| fuse.mount.join(volume));
         let options = options(&self.config.attach);
         let name = volume.to_owned();
         Ok(move || {
+            let ublk = ublk::OfVolume { devices: &devices, volume: &name };
             let source = Source {
                 volume: &name,
                 id: facts.id,
                 size_bytes: facts.size_bytes,
                 block_bytes: facts.block_bytes,
                 nbd: nbd.as_ref(),
+                ublk: Some(&ublk),
                 fuse_file: fuse_file.as_deref(),
             };
             call(&source, &options)

@@ -172,9 +172,10 @@ impl<S: Store> Device for Volume<S> {
         durability: Durability,
     ) -> Result<(), DeviceError> {
         let range = payload.range();
+        let units = range.align_outward(self.unit_bytes());
         let _held = self.lock(range).await?;
         self.check_end(range)?;
-        let _entered = self.intent.enter(range.align_outward(self.unit_bytes())).await;
+        let _entered = self.intent.enter(units).await;
         let written = match payload {
             VolumePayload::Captured { extent, .. } => {
                 self.write_captured(extent, range, durability).await
@@ -184,12 +185,12 @@ impl<S: Store> Device for Volume<S> {
             }
         };
         self.note_end(range);
-        written.map_err(|error| DeviceError::io(range, error))
+        written.map_err(|error| self.store_error(range, error))
     }
 
     async fn read(&self, start: u64, into: Chunk) -> Result<Chunk, DeviceError> {
         let range = check_read(&self.geometry(), start, into.len())?;
-        self.units.read(start, into).await.map_err(|error| self.read_error(range, error))
+        self.units.read(start, into).await.map_err(|error| self.store_error(range, error))
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
@@ -211,7 +212,7 @@ impl<S: Store> Device for Volume<S> {
             match self.change(&spec, self.units.store().punch(units)).await {
                 // A trim is a wish; one that can't be granted leaves the bytes as they were.
                 Err(error) if error.kind() != io::ErrorKind::Unsupported => {
-                    return Err(DeviceError::io(units, error));
+                    return Err(self.store_error(units, error));
                 }
                 Ok(()) | Err(_) => {}
             }
@@ -226,9 +227,10 @@ impl<S: Store> Device for Volume<S> {
     ) -> Result<(), DeviceError> {
         check_write(&self.geometry(), range)?;
         if !range.is_empty() {
+            let units = range.align_outward(self.unit_bytes());
             let _held = self.lock(range).await?;
             self.check_end(range)?;
-            let _entered = self.intent.enter(range.align_outward(self.unit_bytes())).await;
+            let _entered = self.intent.enter(units).await;
             let flags = flags(options.durability, options.no_hole);
             let spec = range_spec(RecordKind::WriteZeroes, range, flags);
             let work =

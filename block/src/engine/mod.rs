@@ -14,6 +14,7 @@
 //! An operation owns its buffers until the kernel is done with them; `op.rs` has the argument.
 
 mod buffers;
+mod driver;
 mod event;
 mod executor;
 pub mod file;
@@ -31,6 +32,7 @@ mod wake;
 mod workers;
 
 pub use buffers::BufferPool;
+pub(crate) use driver::driver_command;
 pub use event::{Event, EventWait};
 pub use executor::{Executor, ExecutorConfig, spawn};
 pub use first_of::first_of;
