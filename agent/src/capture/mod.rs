@@ -235,6 +235,7 @@ impl Capture {
     pub fn ask_whole_copy(&self) {
         self.intent.doubt_all();
         self.phases.ask_copy();
+        self.desk.look_again();
     }
 
     /// A person wants what is marked in the map to be made equal. Nothing is to be done when
@@ -242,6 +243,7 @@ impl Capture {
     pub fn ask_copy(&self) {
         if self.intent.differing_bytes() > 0 {
             self.phases.ask_copy();
+            self.desk.look_again();
         }
     }
 

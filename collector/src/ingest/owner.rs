@@ -138,9 +138,6 @@ impl<S: Storage> VolumeCore<S> {
                 return false;
             }
         };
-        if let Some(live) = &self.live {
-            live.port.durable(committed.durable);
-        }
         if self.reported.take().is_some() {
             self.report(Severity::Info, "the journal takes records again".into());
         }
@@ -149,6 +146,10 @@ impl<S: Storage> VolumeCore<S> {
             committed.new_marks.iter().for_each(|mark| self.report_mark(mark));
             self.note_points(&committed.new_marks);
             self.observer.marks(self.manifest.volume, &committed.new_marks);
+        }
+        // Last: what the agent says after it meets everything that came of the records.
+        if let Some(live) = &self.live {
+            live.port.durable(committed.durable);
         }
         true
     }

@@ -71,8 +71,8 @@ pub struct Facts {
     pub obeyed: VecDeque<InstructId>,
     /// How the verification stands that the agent has told of last.
     pub verified: Option<Verified>,
-    /// The newest copy that has ended since the collector was started.
-    pub last_copy: Option<Resync>,
+    /// The newest copy that has ended since the collector was started, and the record of its end.
+    pub last_copy: Option<(Seq, Resync)>,
     /// Why nothing can be appended.
     pub problem: Option<String>,
     /// The newest recovery point that is durable.
