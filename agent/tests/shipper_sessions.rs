@@ -154,16 +154,15 @@ fn agent() -> Agent {
     flushes(&capture, 3);
     let (sender, connections) = channel();
     let random: Arc<dyn Random> = Arc::new(SystemSource::default());
-    let shipper = Shipper::start(ShipperParts {
+    let parts = ShipperParts {
         facts: VolumeFacts { id: volume, size_bytes: 1 << 20, block_bytes: 512 },
         capture: Arc::clone(&capture),
         state: Arc::clone(&state),
         agent: AgentId::from_bytes([1; 16]),
-        dial: Box::new(ScriptDial(sender)),
         clock: Arc::clone(&clock),
         random,
-    })
-    .unwrap();
+    };
+    let shipper = Shipper::start(parts, Box::new(ScriptDial(sender))).unwrap();
     Agent { shipper, capture, state, clock, connections, _dir: dir }
 }
 

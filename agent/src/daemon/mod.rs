@@ -12,11 +12,11 @@ mod holder;
 mod instance;
 mod memory;
 mod notify;
-mod open;
+pub mod open;
 mod owner;
 mod placement;
 mod reload;
-mod running;
+pub mod running;
 mod served;
 mod volumes;
 

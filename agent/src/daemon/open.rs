@@ -3,7 +3,8 @@
 //! The order matters. The lock on the backing store comes first: a killed agent's I/O may still
 //! be landing until it is ours. Only then is looked whether somebody else has changed it. Numbers
 //! are reserved and `clean` is taken back durably before anything may be captured. What was in
-//! flight is read back before anybody may write.
+//! flight is read back before anybody may write. What is decided is in [`open_on`], which the
+//! simulator runs as well; around it is what is asked of the operating system.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use tidemark_block::engine::{Executor, ExecutorConfig};
-use tidemark_block::store::{OpenMode, StoreError, UringStore};
+use tidemark_block::store::{OpenMode, Store, StoreError, UringStore};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 
@@ -33,6 +34,14 @@ const SLOT_PER_BYTES: u64 = 4096;
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is tried.
 const LOCK_EVERY: Duration = Duration::from_millis(20);
+
+/// Where a volume's ring is, and of what sort.
+pub struct RingPlace<'a> {
+    /// Its file.
+    pub path: &'a Path,
+    /// Its size, and the boot that it has to be of.
+    pub spec: RingSpec,
+}
 
 /// A volume that is ready to be served.
 pub(super) struct OpenVolume {
@@ -67,11 +76,7 @@ fn open_locked(
     let file = StateFile::new(&config.state_dir, name);
     let found = file.load()?;
     let was = found.unwrap_or_else(|| new_state(VolumeId::from_random(random.bytes())));
-    let state = VolumeState {
-        reserved_until: Seq(was.reserved_until.0 + SEQ_RESERVATION),
-        clean: false,
-        ..was.clone()
-    };
+    let state = begun(&was);
     file.store(&state)?;
     let ring_path = config.ring_dir.join(format!("{}.ring", state.volume));
     match open_volume(store, &ring_path, volume_config, &was, clock, random) {
@@ -99,20 +104,58 @@ fn open_volume(
     random: &dyn Random,
 ) -> anyhow::Result<(Volume<UringStore>, MarkKeeper)> {
     let VolumeConfig { name, backing, .. } = volume_config;
-    let (ring, recovery) = open_ring(ring_path, volume_config, was, clock)?;
+    let place = RingPlace { path: ring_path, spec: ring_spec(volume_config, was.volume)? };
     let mark_path = ring_path.with_extension("mark");
-    let (mut mark, change) = look_at_backing(backing, &mark_path, was, &ring, random)
-        .with_context(|| format!("look at {}", backing.display()))?;
-    ring.set_seq_limit(Seq(was.reserved_until.0 + SEQ_RESERVATION));
-    ring.raise_time(was.last_time);
-    let volume = Volume::new(was.volume, store, Arc::new(Capture::new(name.clone(), ring)));
-    recover(&volume, recovery, was, change)?;
-    if was.paused {
-        volume.capture().pause();
-    }
+    let mut keeper = None;
+    let look = |ring: &Ring| {
+        let (mark, change) = look_at_backing(backing, &mark_path, was, ring, random)
+            .with_context(|| format!("look at {}", backing.display()))?;
+        keeper = Some(mark);
+        Ok(change)
+    };
+    let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
+    let volume = executor.block_on(open_on(store, name, &place, was, clock, look))?;
+    let mut mark = keeper.expect("a volume is opened after a look at its backing store");
     // From here on a kill is told from a mark of this start.
     mark.keep(clock.monotonic()).with_context(|| format!("keep {}", mark_path.display()))?;
     Ok((volume, mark))
+}
+
+/// Opens the volume of the state `was` on a store that nobody else uses, and brings its stream in
+/// line with what is there. The caller has stored what [`begun`] gives. `look` says whether the
+/// store was changed while no agent served it.
+///
+/// # Errors
+/// What `look` says, and when there can be no ring.
+pub async fn open_on<S: Store>(
+    store: S,
+    name: &str,
+    place: &RingPlace<'_>,
+    was: &VolumeState,
+    clock: &Arc<dyn Clock>,
+    look: impl FnOnce(&Ring) -> anyhow::Result<Option<Change>>,
+) -> anyhow::Result<Volume<S>> {
+    let (ring, recovery) = open_ring(place, name, was.reserved_until, clock)?;
+    let change = look(&ring)?;
+    ring.set_seq_limit(begun(was).reserved_until);
+    ring.raise_time(was.last_time);
+    let volume = Volume::new(was.volume, store, Arc::new(Capture::new(name.to_owned(), ring)));
+    recover(&volume, recovery, was, change).await;
+    if was.paused {
+        volume.capture().pause();
+    }
+    Ok(volume)
+}
+
+/// What has to be durable before a volume of the state `was` may be opened: numbers of its own,
+/// and that it is in use.
+#[must_use]
+pub fn begun(was: &VolumeState) -> VolumeState {
+    VolumeState {
+        reserved_until: Seq(was.reserved_until.0 + SEQ_RESERVATION),
+        clean: false,
+        ..was.clone()
+    }
 }
 
 /// Whether the backing store was changed while no agent served it, where that matters, and who
@@ -165,7 +208,9 @@ fn open_store(path: &Path, clock: &dyn Clock) -> anyhow::Result<UringStore> {
     }
 }
 
-fn new_state(volume: VolumeId) -> VolumeState {
+/// The state of a volume that was never opened.
+#[must_use]
+pub fn new_state(volume: VolumeId) -> VolumeState {
     VolumeState {
         volume,
         reserved_until: Seq(1),
@@ -181,43 +226,46 @@ fn new_state(volume: VolumeId) -> VolumeState {
     }
 }
 
-/// The ring that a predecessor left, or a new one.
-fn open_ring(
-    path: &Path,
-    volume_config: &VolumeConfig,
-    was: &VolumeState,
-    clock: &Arc<dyn Clock>,
-) -> anyhow::Result<(Ring, Option<Recovery>)> {
+fn ring_spec(volume_config: &VolumeConfig, volume: VolumeId) -> anyhow::Result<RingSpec> {
     let ring_bytes = volume_config.ring_mib * 1024 * 1024;
     let slots = (ring_bytes / SLOT_PER_BYTES).next_power_of_two();
     let slots = slots.clamp(u64::from(SLOTS_MIN), u64::from(SLOTS_MAX));
-    let spec = RingSpec {
-        volume: was.volume,
+    Ok(RingSpec {
+        volume,
         ring_bytes,
         slots: u32::try_from(slots).context("slots of the ring")?,
         boot_id: boot_id().context("read the boot id")?,
-    };
-    let first = was.reserved_until;
-    match Ring::open(path, &spec, first, Mlock::WherePermitted, Arc::clone(clock)) {
+    })
+}
+
+/// The ring that a predecessor left, or a new one.
+fn open_ring(
+    place: &RingPlace<'_>,
+    name: &str,
+    first: Seq,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<(Ring, Option<Recovery>)> {
+    let RingPlace { path, spec } = place;
+    match Ring::open(path, spec, first, Mlock::WherePermitted, Arc::clone(clock)) {
         Ok((ring, recovery)) => return Ok((ring, Some(recovery))),
         Err(error) if error.kind == RingErrorKind::Missing => {}
         Err(error) if error.kind.wants_new_ring() => {
-            tracing::warn!(volume = volume_config.name, "{error}");
+            tracing::warn!(volume = name, "{error}");
             Ring::discard(path)?;
         }
         Err(error) => return Err(error.into()),
     }
-    let ring = Ring::create(path, &spec, first, Mlock::WherePermitted, Arc::clone(clock))?;
+    let ring = Ring::create(path, spec, first, Mlock::WherePermitted, Arc::clone(clock))?;
     Ok((ring, None))
 }
 
 /// Brings the stream in line with what the backing store holds.
-fn recover(
-    volume: &Volume<UringStore>,
+async fn recover<S: Store>(
+    volume: &Volume<S>,
     recovery: Option<Recovery>,
     was: &VolumeState,
     change: Option<Change>,
-) -> anyhow::Result<()> {
+) {
     let capture = volume.capture();
     if let Some(recovery) = &recovery {
         tracing::info!(
@@ -246,13 +294,11 @@ fn recover(
         }
         capture.lose(GapReason::OutsideChange);
     } else if let Some(recovery) = &recovery {
-        let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
-        executor.block_on(volume.recover(&recovery.in_flight));
+        volume.recover(&recovery.in_flight).await;
     } else {
         capture.ring().turn_capture_on();
     }
     if let Some(recovery) = recovery {
         capture.ring().settle(recovery);
     }
-    Ok(())
 }

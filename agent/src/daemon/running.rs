@@ -20,6 +20,7 @@ use tidemark_wire::{AgentId, Seq};
 
 use super::open::OpenVolume;
 use crate::backing_mark::MarkKeeper;
+use crate::capture::Capture;
 use crate::capture::phase::Phase;
 use crate::clock::Clock;
 use crate::config::VolumeConfig;
@@ -29,7 +30,7 @@ use crate::random::Random;
 use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
 use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
-use crate::state::{KeptState, SEQ_RESERVATION};
+use crate::state::{BackingMark, KeptState, SEQ_RESERVATION, StateError};
 use crate::volume::Volume;
 
 /// How long a stop waits for the collector to acknowledge what is in the rings.
@@ -74,7 +75,7 @@ impl Running {
     ) -> anyhow::Result<Self> {
         let OpenVolume { volume, state, ring_path, mark } = opened;
         let (volume, state) = (Arc::new(volume), Arc::new(state));
-        let shipper = Shipper::start(ShipperParts {
+        let parts = ShipperParts {
             facts: VolumeFacts {
                 id: volume.id(),
                 size_bytes: volume.size_bytes(),
@@ -83,11 +84,11 @@ impl Running {
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: around.agent,
-            dial: Box::new(SocketDial::new(around.collector.clone())),
             clock: Arc::clone(&around.clock),
             random: Arc::clone(&around.random),
-        })
-        .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
+        };
+        let shipper = Shipper::start(parts, Box::new(SocketDial::new(around.collector.clone())))
+            .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
         let timer = copy::EngineTimer::new(Arc::clone(&around.clock));
         around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
@@ -238,10 +239,7 @@ impl Stopped {
                 "can't mark its backing store: {error}; the next start compares the volume"
             );
         }
-        // A request that took too long for the stop of its frontend may have come when everything
-        // else was acknowledged. The mark was taken, and with it the store flushed, behind it.
-        let is_late = !capture.ring().is_empty() || !capture.is_on();
-        if !self.is_clean || is_late {
+        if !self.is_clean || is_late(capture) {
             tracing::warn!(
                 volume = name,
                 "stopped before everything was acknowledged, or in a copy; the next start goes on \
@@ -250,13 +248,7 @@ impl Stopped {
             return;
         }
         let released = capture.ring().released_seq().max(self.state.get().released);
-        let last_time = capture.ring().last_time();
-        let kept = self.state.update(|state| {
-            state.clean = true;
-            state.released = released;
-            state.last_time = state.last_time.max(last_time);
-            state.backing = mark.ok();
-        });
+        let kept = keep_clean(capture, &self.state, mark.ok());
         drop(self.volume);
         // An empty ring that stays is as good; a state that was not kept needs the ring.
         let discarded = kept.map(|()| {
@@ -274,6 +266,34 @@ impl Stopped {
             Err(error) => tracing::warn!(volume = name, "{error}"),
         }
     }
+}
+
+/// True when something came after the last acknowledgement: a request that took too long for the
+/// stop of its frontend may have come when everything else was acknowledged. The backing store's
+/// mark was taken, and with it the store flushed, behind it.
+#[must_use]
+pub fn is_late(capture: &Capture) -> bool {
+    !capture.ring().is_empty() || !capture.is_on()
+}
+
+/// Notes that a volume was stopped in order: the next start believes that nothing is missing.
+/// Every change is acknowledged, and the backing store flushed.
+///
+/// # Errors
+/// When that can't be kept; the ring is needed then.
+pub fn keep_clean(
+    capture: &Capture,
+    state: &KeptState,
+    backing: Option<BackingMark>,
+) -> Result<(), StateError> {
+    let released = capture.ring().released_seq().max(state.get().released);
+    let last_time = capture.ring().last_time();
+    state.update(|state| {
+        state.clean = true;
+        state.released = released;
+        state.last_time = state.last_time.max(last_time);
+        state.backing = backing;
+    })
 }
 
 fn flush(volume: &ProtectedVolume) -> anyhow::Result<()> {

@@ -20,15 +20,20 @@ const RETIRED_PAUSE: Duration = Duration::from_secs(60);
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StreamError {
+pub enum StreamError {
+    /// There is no connection.
     #[error("can't connect: {0}")]
     Dial(io::Error),
+    /// The connection ended or failed.
     #[error("connection lost: {0}")]
     Lost(io::Error),
+    /// The collector serves no session, or no longer.
     #[error("refused: {}", .0.text)]
     Refused(Refuse),
+    /// It said what it may not say.
     #[error("the collector broke the protocol: {0}")]
     Protocol(String),
+    /// The state file can't be written, and what follows has to be in it first.
     #[error("nothing is sent before the volume's state can be kept: {0}")]
     State(StateError),
     /// As in the field, after the collector acknowledged something new.
@@ -72,25 +77,38 @@ impl From<DecodeError> for StreamError {
 }
 
 /// What the collector says during a session.
-pub(super) enum Event {
+pub enum Event {
+    /// Everything up to this record is on stable storage there.
     Durable(Seq),
+    /// A token, to be sent back behind every change that is acknowledged by now.
     Token(SessionToken),
+    /// A bookmark for this place in the stream.
     Bookmark(Bookmark),
+    /// An answer to a comparison's question.
     Differ(Differ),
+    /// A person wants something.
     Instruct(InstructKind),
+    /// The session is over.
     End(StreamError),
 }
 
-/// Opens the session.
-pub(super) fn handshake(
-    hello: &Hello,
-    reader: &mut dyn io::Read,
-    writer: &mut dyn Write,
-) -> Result<Welcome, StreamError> {
+/// Asks for a session.
+///
+/// # Errors
+/// When the connection fails.
+pub fn greet(hello: &Hello, writer: &mut dyn Write) -> Result<(), StreamError> {
     let (mut body, mut out) = (Vec::new(), Vec::new());
     hello.encode(&mut body);
     frame::encode(FrameKind::Hello, &body, &mut out);
-    writer.write_all(&out).map_err(StreamError::Lost)?;
+    writer.write_all(&out).map_err(StreamError::Lost)
+}
+
+/// Reads the answer to [`greet`].
+///
+/// # Errors
+/// When there is no session.
+pub fn receive_welcome(reader: &mut dyn io::Read) -> Result<Welcome, StreamError> {
+    let mut body = Vec::new();
     match receive_frame(reader, &mut body)? {
         FrameKind::Welcome => Ok(Welcome::decode(&body)?),
         FrameKind::Refuse => Err(StreamError::Refused(Refuse::decode(&body)?)),
@@ -102,7 +120,7 @@ pub(super) fn handshake(
 pub(super) fn read_events(reader: &mut dyn io::Read, events: &Sender<Event>, wake: impl Fn()) {
     let mut body = Vec::new();
     loop {
-        let event = next_event(reader, &mut body).unwrap_or_else(Event::End);
+        let event = receive_event(reader, &mut body);
         let is_end = matches!(event, Event::End(_));
         let is_over = events.send(event).is_err() || is_end;
         wake();
@@ -112,7 +130,12 @@ pub(super) fn read_events(reader: &mut dyn io::Read, events: &Sender<Event>, wak
     }
 }
 
-fn next_event(reader: &mut dyn io::Read, body: &mut Vec<u8>) -> Result<Event, StreamError> {
+/// Reads what the collector says next; `body` is memory for it.
+pub fn receive_event(reader: &mut dyn io::Read, body: &mut Vec<u8>) -> Event {
+    decode_event(reader, body).unwrap_or_else(Event::End)
+}
+
+fn decode_event(reader: &mut dyn io::Read, body: &mut Vec<u8>) -> Result<Event, StreamError> {
     Ok(match receive_frame(reader, body)? {
         FrameKind::Ack => Event::Durable(Seq(Ack::decode(body)?.durable.get())),
         FrameKind::Token => Event::Token(SessionToken(Token::decode(body)?.token.get())),

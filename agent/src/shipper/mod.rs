@@ -10,12 +10,17 @@
 //!
 //! The stream never stops for long: a connection that fails is dialed again after a pause that
 //! doubles up to [`PAUSE_MAX`].
+//!
+//! What is decided is decided by machines that never wait ([`stream::Session`],
+//! [`pauses::Pauses`]), driven by the threads here or by the simulator.
 
 pub mod batch;
-mod incoming;
+mod driver;
+pub mod incoming;
 pub mod link;
+pub mod pauses;
 pub mod session;
-mod stream;
+pub mod stream;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,8 +39,6 @@ use link::Dial;
 
 /// How long a thread that was told to stop at once may take; then it is left behind.
 const LAST_WAIT: Duration = Duration::from_secs(1);
-/// First pause after a failed connection.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause between two tries.
 pub const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -60,8 +63,6 @@ pub struct ShipperParts {
     pub state: Arc<KeptState>,
     /// Identity of this agent.
     pub agent: AgentId,
-    /// How to reach the collector.
-    pub dial: Box<dyn Dial>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Randomness, for the pauses.
@@ -83,12 +84,21 @@ pub enum Drained {
     No,
 }
 
+/// What the shipper was told by now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Orders {
+    /// Ends once every change is acknowledged.
+    pub stop_when_drained: bool,
+    /// Ends at once.
+    pub stop_now: bool,
+}
+
 type Closer = Box<dyn Fn() + Send>;
 
 /// Tells the thread to stop: first when it has drained the ring, then at once, also when it
 /// waits for a collector that neither answers nor reads.
 #[derive(Default)]
-pub(crate) struct StopSignal {
+struct StopSignal {
     when_drained: AtomicBool,
     now: AtomicBool,
     /// Ends the connection that is open.
@@ -98,18 +108,17 @@ pub(crate) struct StopSignal {
 impl StopSignal {
     // Relaxed throughout: the flags are polled and order no other memory; where `now` has to be
     // seen together with the closer, the mutex orders the two.
-    pub(crate) fn when_drained(&self) -> bool {
-        self.when_drained.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn now(&self) -> bool {
-        self.now.load(Ordering::Relaxed)
+    fn orders(&self) -> Orders {
+        Orders {
+            stop_when_drained: self.when_drained.load(Ordering::Relaxed),
+            stop_now: self.now.load(Ordering::Relaxed),
+        }
     }
 
     /// Ends the connection of `closer` when the result is dropped, or when it is time to stop.
-    pub(crate) fn guard(&self, closer: Closer) -> OpenConnection<'_> {
+    fn guard(&self, closer: Closer) -> OpenConnection<'_> {
         *self.closer() = Some(closer);
-        if self.now() {
+        if self.orders().stop_now {
             self.close();
         }
         OpenConnection(self)
@@ -133,7 +142,7 @@ impl StopSignal {
 }
 
 /// See [`StopSignal::guard`].
-pub(crate) struct OpenConnection<'a>(&'a StopSignal);
+struct OpenConnection<'a>(&'a StopSignal);
 
 impl Drop for OpenConnection<'_> {
     fn drop(&mut self) {
@@ -142,20 +151,20 @@ impl Drop for OpenConnection<'_> {
 }
 
 impl Shipper {
-    /// Starts the thread.
+    /// Starts the thread; `dial` is how it reaches the collector.
     ///
     /// # Errors
     /// When the operating system gives no thread.
     ///
     /// # Panics
     /// When the ring has a consumer already: a programmer's mistake.
-    pub fn start(parts: ShipperParts) -> std::io::Result<Self> {
+    pub fn start(parts: ShipperParts, dial: Box<dyn Dial>) -> std::io::Result<Self> {
         let consumer = parts.capture.ring().consumer().expect("a ring has one shipper");
         let stop = Arc::new(StopSignal::default());
         let signal = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name(format!("ship-{}", parts.capture.name()))
-            .spawn(move || run(&parts, consumer, &signal))?;
+            .spawn(move || driver::run(&parts, dial.as_ref(), consumer, &signal))?;
         Ok(Self { stop, thread })
     }
 
@@ -191,53 +200,10 @@ impl Shipper {
     }
 }
 
-fn run(parts: &ShipperParts, mut consumer: Consumer, stop: &StopSignal) -> Drained {
-    let name = parts.capture.name();
-    let mut pause = PAUSE_MIN;
-    let mut sent = None;
-    let mut said = String::new();
-    loop {
-        let ended = stream::serve(parts, &mut consumer, &mut sent, stop);
-        let error = match ended {
-            Ok(drained) => return drained,
-            Err(error) => error,
-        };
-        if error.was_of_use() {
-            pause = PAUSE_MIN;
-            said.clear();
-        }
-        // The same failure again and again is said once.
-        let text = error.to_string();
-        if text != said {
-            let peer = parts.dial.peer();
-            tracing::warn!(volume = name, "collector {peer}: {text}; trying again");
-            said = text;
-        }
-        let longer = error.pause_min().unwrap_or(pause).max(pause);
-        let until = parts.clock.monotonic() + jittered(longer, parts.random.as_ref());
-        while parts.clock.monotonic() < until {
-            if stop.now() {
-                return Drained::No;
-            }
-            // A collector that can't be reached is no reason to wait for nothing.
-            if stop.when_drained() && is_drained(&parts.capture, &mut consumer) {
-                return Drained::Yes;
-            }
-            parts.clock.sleep(Duration::from_millis(10));
-        }
-        pause = (pause * 2).min(PAUSE_MAX);
-    }
-}
-
 /// True when every change was captured and everything in the ring was acknowledged.
 fn is_drained(capture: &Capture, consumer: &mut Consumer) -> bool {
     // Records that do not count at the end of the ring are not waited for by anybody else.
     consumer.release_through(Seq(0));
     let is_whole = matches!(capture.phases().phase(), Phase::Whole { .. });
     is_whole && capture.is_on() && capture.ring().is_empty()
-}
-
-/// Between half and all of a pause, so that many volumes do not come back at one instant.
-fn jittered(pause: Duration, random: &dyn Random) -> Duration {
-    pause / 2 + pause / 2 * u32::from(random.bytes()[0]) / 255
 }

@@ -1,28 +1,26 @@
-//! One session from the dial to its end.
+//! One session behind its handshake, as a machine that never waits: whoever drives it gives it
+//! what the collector says ([`Session::receive`]) and the turn ([`Session::step`]), and is told
+//! what to wait for. It owns no state that a crash may lose: what has to last is in the ring and in
+//! the volume's state file.
 
-use std::io::{self, Write};
-use std::thread;
+use std::io::Write;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::{self, FrameKind};
 use tidemark_wire::session::{Hello, InstructKind, Progress, Standing, Welcome};
 use tidemark_wire::{RecordKind, Seq};
 
 use super::batch::{Batch, FrameContext};
-use super::incoming::{Event, StreamError, handshake, read_events};
-use super::link::Link;
+use super::incoming::{Event, StreamError};
 use super::session::{Known, PendingTokens, Verdict, Window, judge};
-use super::{Drained, ShipperParts, StopSignal, is_drained};
+use super::{Drained, Orders, ShipperParts, is_drained};
 use crate::capture::desk::QUESTIONS_MAX;
 use crate::capture::phase::{CopyCause, Phase};
 use crate::ring::order::Ticket;
 use crate::ring::{Consumer, Next};
 
-/// Messages of the collector that wait to be looked at, at most; then its reader waits.
-const EVENTS_MAX: usize = 256;
-/// How long the thread sleeps when there is nothing to do: also how late it notices a stop.
+/// How long it waits when there is nothing to do: also how late it notices a stop.
 const IDLE: Duration = Duration::from_millis(50);
 /// Rest after a frame that was not full, so that a trickle of small writes goes out as a thousand
 /// frames a second at most: each one costs the collector a sync. It makes RPO worse by as much.
@@ -32,34 +30,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often the log says so.
 const PROGRESS_LOG_EVERY: Duration = Duration::from_secs(30);
 
-/// Dials, opens a session and serves it until it ends or the shipper is stopped.
-pub(super) fn serve(
-    parts: &ShipperParts,
-    consumer: &mut Consumer,
-    sent: &mut Option<Seq>,
-    stop: &StopSignal,
-) -> Result<Drained, StreamError> {
-    let Link { mut reader, mut writer, closer } = parts.dial.dial().map_err(StreamError::Dial)?;
-    let closer = stop.guard(closer);
-    let hello = hello(parts);
-    let welcome = handshake(&hello, reader.as_mut(), writer.as_mut())?;
-    let mut session = Session::open(parts, consumer, sent, &hello, &welcome)?;
-    let (events, inbox) = bounded(EVENTS_MAX);
-    thread::scope(|scope| {
-        let ring = parts.capture.ring();
-        scope.spawn(move || {
-            read_events(reader.as_mut(), &events, || ring.wake_consumer());
-        });
-        let ended = session.run(consumer, writer.as_mut(), &inbox, stop);
-        // Ends the reader: it either waits in a read or for room in the inbox.
-        drop(closer);
-        drop(inbox);
-        let of_use = session.acknowledged > welcome.durable;
-        ended.map_err(|error| if of_use { StreamError::Served(Box::new(error)) } else { error })
-    })
-}
-
-fn hello(parts: &ShipperParts) -> Hello {
+/// What a session is asked for with.
+#[must_use]
+pub fn hello(parts: &ShipperParts) -> Hello {
     let (capture, facts, state) = (&parts.capture, &parts.facts, parts.state.get());
     let released = capture.ring().released_seq().max(state.released);
     Hello {
@@ -101,7 +74,23 @@ fn keep_session(
     }
 }
 
-struct Session<'a> {
+/// What the driver does before the next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Nothing: there is more to do.
+    No,
+    /// Waits for the collector's word, this long at most.
+    Event(Duration),
+    /// Waits for the ring's next record or the collector's word, this long at most.
+    Ring(Duration),
+    /// Lets this much time pass, whatever happens.
+    Rest(Duration),
+    /// Ends the connection: the session was told to stop.
+    Done(Drained),
+}
+
+/// See the module's documentation.
+pub struct Session<'a> {
     parts: &'a ShipperParts,
     welcome: Welcome,
     window: Window,
@@ -125,7 +114,11 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn open(
+    /// Decides what the collector's welcome means, and keeps it.
+    ///
+    /// # Errors
+    /// When the volume's state can't be kept, and nothing may be sent before.
+    pub fn open(
         parts: &'a ShipperParts,
         consumer: &mut Consumer,
         sent: &'a mut Option<Seq>,
@@ -170,7 +163,7 @@ impl<'a> Session<'a> {
         *sent = Some(welcome.durable);
         capture.desk().send_again();
         capture.phases().welcomed();
-        Ok(Self {
+        let mut session = Self {
             parts,
             welcome: *welcome,
             window: Window::new(welcome.window_bytes),
@@ -185,46 +178,48 @@ impl<'a> Session<'a> {
             standing: None,
             next_progress: parts.clock.monotonic(),
             next_progress_log: parts.clock.monotonic() + PROGRESS_LOG_EVERY,
-        })
+        };
+        session.release(consumer, welcome.durable);
+        Ok(session)
     }
 
-    fn run(
+    /// What the session's end means for the next one.
+    #[must_use]
+    pub fn ended(&self, error: StreamError) -> StreamError {
+        let of_use = self.acknowledged > self.welcome.durable;
+        if of_use { StreamError::Served(Box::new(error)) } else { error }
+    }
+
+    /// Does what can be done at once. What the collector has said is received before.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub fn step(
         &mut self,
         consumer: &mut Consumer,
         writer: &mut dyn Write,
-        inbox: &Receiver<Event>,
-        stop: &StopSignal,
-    ) -> Result<Drained, StreamError> {
-        self.release(consumer, self.welcome.durable);
-        loop {
-            self.take_events(consumer, inbox)?;
-            if stop.now() {
-                return Ok(Drained::No);
-            }
-            self.say_standing(writer)?;
-            self.say_progress(writer)?;
-            self.ask(writer)?;
-            if !self.window.is_open() {
-                match inbox.recv_timeout(IDLE) {
-                    Ok(event) => self.handle(consumer, event)?,
-                    Err(_) => continue,
-                }
-                continue;
-            }
-            self.gather(consumer);
-            if !self.batch.is_empty() || self.tokens.is_due(consumer.cursor().0) {
-                self.send(consumer, writer)?;
-                if !self.batch.is_full() {
-                    self.parts.clock.sleep(LINGER);
-                }
-            } else if stop.when_drained() && self.is_all_acknowledged(consumer) {
-                say(writer, FrameKind::Goodbye, |_| ())?;
-                let is_drained = is_drained(&self.parts.capture, consumer);
-                return Ok(if is_drained { Drained::Yes } else { Drained::No });
-            } else {
-                consumer.wait(IDLE);
-            }
+        orders: Orders,
+    ) -> Result<Wait, StreamError> {
+        if orders.stop_now {
+            return Ok(Wait::Done(Drained::No));
         }
+        self.say_standing(writer)?;
+        self.say_progress(writer)?;
+        self.ask(writer)?;
+        if !self.window.is_open() {
+            return Ok(Wait::Event(IDLE));
+        }
+        self.gather(consumer);
+        if !self.batch.is_empty() || self.tokens.is_due(consumer.cursor().0) {
+            self.send(consumer, writer)?;
+            return Ok(if self.batch.is_full() { Wait::No } else { Wait::Rest(LINGER) });
+        }
+        if orders.stop_when_drained && self.is_all_acknowledged(consumer) {
+            say(writer, FrameKind::Goodbye, |_| ())?;
+            let is_drained = is_drained(&self.parts.capture, consumer);
+            return Ok(Wait::Done(if is_drained { Drained::Yes } else { Drained::No }));
+        }
+        Ok(Wait::Ring(IDLE))
     }
 
     fn is_all_acknowledged(&self, consumer: &mut Consumer) -> bool {
@@ -233,23 +228,11 @@ impl<'a> Session<'a> {
         self.window.is_empty() && self.parts.capture.ring().is_empty()
     }
 
-    fn take_events(
-        &mut self,
-        consumer: &mut Consumer,
-        inbox: &Receiver<Event>,
-    ) -> Result<(), StreamError> {
-        loop {
-            match inbox.try_recv() {
-                Ok(event) => self.handle(consumer, event)?,
-                Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => {
-                    return Err(StreamError::Lost(io::ErrorKind::ConnectionAborted.into()));
-                }
-            }
-        }
-    }
-
-    fn handle(&mut self, consumer: &mut Consumer, event: Event) -> Result<(), StreamError> {
+    /// Takes what the collector said.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub fn receive(&mut self, consumer: &mut Consumer, event: Event) -> Result<(), StreamError> {
         let capture = &self.parts.capture;
         match event {
             Event::Durable(durable) => {

@@ -307,16 +307,15 @@ impl Ground {
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&random));
         let timer = copy::EngineTimer::new(Arc::clone(&clock));
         workers.spawn_on(0, move || copy::run(copied, source, timer));
-        let shipper = Shipper::start(ShipperParts {
+        let parts = ShipperParts {
             facts: VolumeFacts { id: VOLUME, size_bytes: DISK_BYTES, block_bytes: 512 },
             capture,
             state: Arc::clone(&state),
             agent: AgentId::from_bytes([1; 16]),
-            dial: Box::new(collector.clone()),
             clock: Arc::clone(&clock),
             random,
-        })
-        .unwrap();
+        };
+        let shipper = Shipper::start(parts, Box::new(collector.clone())).unwrap();
         Agent { volume, state, shipper, workers, clock }
     }
 

@@ -269,7 +269,7 @@ impl Agent {
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&random));
         let timer = copy::EngineTimer::new(Arc::clone(&clock));
         workers.spawn_on(0, move || copy::run(copied, source, timer));
-        let shipper = Shipper::start(ShipperParts {
+        let parts = ShipperParts {
             facts: VolumeFacts {
                 id: volume.id(),
                 size_bytes: volume.size_bytes(),
@@ -278,11 +278,10 @@ impl Agent {
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: AgentId::from_random(random.bytes()),
-            dial: Box::new(dial),
             clock: Arc::clone(&clock),
             random,
-        })
-        .expect("a thread");
+        };
+        let shipper = Shipper::start(parts, Box::new(dial)).expect("a thread");
         let exports = Arc::new(ExportList::new());
         let export = Export {
             name: NAME.to_owned(),
