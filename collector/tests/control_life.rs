@@ -167,7 +167,8 @@ fn obey(agent: &mut Agent, state: StandingState, reason: Option<GapReason>) -> I
         let (kind, body) = agent.receive().unwrap();
         if kind == FrameKind::Instruct {
             let mut standing = Vec::new();
-            Standing { state, reason, since: WallMicros(1_000_000) }.encode(&mut standing);
+            Standing { state, reason, since: WallMicros(1_000_000), compare_next: false }
+                .encode(&mut standing);
             agent.send(FrameKind::Standing, &standing);
             return Instruct::decode(&body).unwrap().what;
         }

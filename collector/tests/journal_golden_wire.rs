@@ -16,11 +16,11 @@ use tidemark_wire::compare::{
 use tidemark_wire::frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameKind, RecordsBody};
 use tidemark_wire::frame::{RECORDS_HEADER_BYTES, RecordsHeader};
 use tidemark_wire::session::{
-    Ack, Hello, Instruct, InstructKind, Progress, Refuse, RefuseReason, Standing, StandingState,
-    Token, Welcome,
+    Ack, Hello, Instruct, InstructKind, Lineage, Progress, Refuse, RefuseReason, Standing,
+    StandingState, Token, Welcome,
 };
 use tidemark_wire::{
-    AgentId, DecodeErrorKind, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros,
+    AgentId, AgentRun, DecodeErrorKind, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros,
 };
 use zerocopy::IntoBytes;
 
@@ -40,6 +40,7 @@ fn hello() -> Hello {
         size_bytes: 1 << 30,
         block_bytes: 512,
         name: "mail, root disk".into(),
+        run: AgentRun([1, 2, 3, 4, 5, 6]),
     }
 }
 
@@ -53,6 +54,8 @@ fn welcome() -> Welcome {
         window_bytes: 4 << 20,
         seeded: true,
         last_time: WallMicros(1_700_000_000_000_000),
+        lineage: Lineage::CollectorOlder,
+        compare: true,
     }
 }
 
@@ -82,7 +85,12 @@ fn differ() -> Differ {
 
 fn standing() -> Standing {
     let since = WallMicros(1_700_000_000_000_001);
-    Standing { state: StandingState::Lost, reason: Some(GapReason::RingFull), since }
+    Standing {
+        state: StandingState::Lost,
+        reason: Some(GapReason::RingFull),
+        since,
+        compare_next: true,
+    }
 }
 
 fn records_body() -> Vec<u8> {

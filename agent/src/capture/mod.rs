@@ -8,7 +8,7 @@
 pub mod desk;
 pub mod phase;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tidemark_block::Payload;
 use tidemark_block::engine::Event;
@@ -53,6 +53,7 @@ pub struct Capture {
     progress: CopyProgress,
     /// Bytes per second that a copy may read; 0 when there is no limit.
     copy_rate: AtomicU64,
+    map_is_lost: AtomicBool,
     released: Event,
 }
 
@@ -68,6 +69,7 @@ impl Capture {
             desk: Desk::default(),
             progress: CopyProgress::default(),
             copy_rate: AtomicU64::new(0),
+            map_is_lost: AtomicBool::new(false),
             released: Event::new(),
         }
     }
@@ -99,7 +101,16 @@ impl Capture {
     /// How the stream stands, for the collector.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        self.phases.standing(self.is_on())
+        // Relaxed: the flag orders nothing else.
+        let compare_next = self.map_is_lost.load(Ordering::Relaxed);
+        Standing { compare_next, ..self.phases.standing(self.is_on()) }
+    }
+
+    /// Whether it can't be kept what the collector may lack, so that the next start of an agent
+    /// would not know.
+    pub fn set_map_lost(&self, is_lost: bool) {
+        // Relaxed: as above.
+        self.map_is_lost.store(is_lost, Ordering::Relaxed);
     }
 
     /// Bytes per second that a copy may read from the backing store; `None` when there is no

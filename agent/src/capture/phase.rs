@@ -158,7 +158,7 @@ impl Phases {
             }
             _ => (StandingState::Paused, Some(GapReason::Paused)),
         };
-        Standing { state: of_phase, reason, since: state.since }
+        Standing { state: of_phase, reason, since: state.since, compare_next: false }
     }
 
     /// Changes can't be captured: runs `turn_off`, which turns the ring's flag off, before

@@ -16,7 +16,7 @@ use tidemark_block::engine::socket::Address;
 use tidemark_block::engine::{Executor, ExecutorConfig, WorkersHandle};
 use tidemark_block::store::{Store, UringStore};
 use tidemark_wire::body::GapReason;
-use tidemark_wire::{AgentId, Seq};
+use tidemark_wire::{AgentId, AgentRun, Seq};
 
 use super::open::OpenVolume;
 use crate::backing_mark::MarkKeeper;
@@ -47,6 +47,7 @@ pub(super) type ProtectedVolume = Volume<UringStore>;
 #[derive(Clone)]
 pub(super) struct Surroundings {
     pub(super) agent: AgentId,
+    pub(super) run: AgentRun,
     pub(super) collector: Address,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) random: Arc<dyn Random>,
@@ -84,6 +85,9 @@ impl Running {
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: around.agent,
+            run: around.run,
+            // The reservation of this start is the last one by now.
+            first: Seq(state.get().reserved_until.0 - SEQ_RESERVATION),
             clock: Arc::clone(&around.clock),
             random: Arc::clone(&around.random),
         };
@@ -127,6 +131,11 @@ impl Running {
     /// True while there is a connection to the collector.
     pub(super) fn is_connected(&self) -> bool {
         self.shipper.is_connected()
+    }
+
+    /// Why the collector refuses it, in its words.
+    pub(super) fn refused(&self) -> Option<String> {
+        self.shipper.refused()
     }
 
     /// Does what has to be done now and then.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::{self, FrameKind};
-use tidemark_wire::session::{Hello, InstructKind, Progress, Standing, Welcome};
-use tidemark_wire::{RecordKind, Seq};
+use tidemark_wire::session::{Hello, InstructKind, Lineage, Progress, Standing, Welcome};
+use tidemark_wire::{Epoch, RecordKind, Seq};
 
 use super::batch::{Batch, FrameContext};
 use super::incoming::{Event, StreamError};
@@ -25,14 +25,35 @@ const IDLE: Duration = Duration::from_millis(50);
 /// Rest after a frame that was not full, so that a trickle of small writes goes out as a thousand
 /// frames a second at most: each one costs the collector a sync. It makes RPO worse by as much.
 const LINGER: Duration = Duration::from_millis(1);
+/// How often the collector is told how the stream stands, also when nothing has changed: it tells
+/// an agent that is there from one whose connection is dead.
+const STANDING_EVERY: Duration = Duration::from_secs(1);
 /// How often the collector is told how far a copy is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often the log says so.
 const PROGRESS_LOG_EVERY: Duration = Duration::from_secs(30);
 
+/// What the sessions of this process have come to.
+pub struct Past {
+    /// The last record that may have been sent, see [`Known::sent`].
+    sent: Seq,
+    /// Epoch of the newest session, also where the state file could not keep it.
+    epoch: Epoch,
+    /// None was opened yet.
+    is_first: bool,
+}
+
+impl Past {
+    /// Before the first session.
+    #[must_use]
+    pub fn new(parts: &ShipperParts) -> Self {
+        Self { sent: Seq(parts.first.0.saturating_sub(1)), epoch: Epoch(0), is_first: true }
+    }
+}
+
 /// What a session is asked for with.
 #[must_use]
-pub fn hello(parts: &ShipperParts) -> Hello {
+pub fn hello(parts: &ShipperParts, past: &Past) -> Hello {
     let (capture, facts, state) = (&parts.capture, &parts.facts, parts.state.get());
     let released = capture.ring().released_seq().max(state.released);
     Hello {
@@ -40,12 +61,33 @@ pub fn hello(parts: &ShipperParts) -> Hello {
         volume: facts.id,
         journal: state.journal,
         timeline: state.timeline,
-        epoch: state.epoch,
+        epoch: state.epoch.max(past.epoch),
         released,
         newest: Seq(capture.ring().next_seq().0.saturating_sub(1)).max(released),
         size_bytes: facts.size_bytes,
         block_bytes: facts.block_bytes,
         name: capture.name().to_owned(),
+        run: parts.run,
+    }
+}
+
+/// Says what a person has to know of a machine or a collector that was put back.
+fn warn_of_lineage(volume: &str, hello: &Hello, welcome: &Welcome) {
+    let (epoch, durable) = (hello.epoch, welcome.durable);
+    match welcome.lineage {
+        Lineage::Same => {}
+        Lineage::SourceOlder => tracing::error!(
+            volume,
+            "the collector has heard later sessions than {epoch}, the last one that is remembered \
+             here: this machine was put back to an older state, or is a copy of another one; the \
+             states up to record {durable} stay as they are, and the disk is compared whole"
+        ),
+        Lineage::CollectorOlder => tracing::error!(
+            volume,
+            "the collector does not know of session {epoch}, or holds less than it had \
+             acknowledged: its data was put back to an older copy; its states up to record \
+             {durable} are good, later ones are lost, and the disk is compared whole"
+        ),
     }
 }
 
@@ -99,7 +141,7 @@ pub struct Session<'a> {
     /// Last record that was sent, or that the collector held at the start.
     last_sent: Seq,
     /// The same for the sessions to come; also counts what may have been sent.
-    sent: &'a mut Option<Seq>,
+    past: &'a mut Past,
     acknowledged: Seq,
     /// First record of a span that was sent and not acknowledged.
     span_sent: Option<Seq>,
@@ -109,6 +151,7 @@ pub struct Session<'a> {
     asked: usize,
     /// What the collector was told of the stream.
     standing: Option<Standing>,
+    next_standing: Duration,
     next_progress: Duration,
     next_progress_log: Duration,
 }
@@ -121,7 +164,7 @@ impl<'a> Session<'a> {
     pub fn open(
         parts: &'a ShipperParts,
         consumer: &mut Consumer,
-        sent: &'a mut Option<Seq>,
+        past: &'a mut Past,
         hello: &Hello,
         welcome: &Welcome,
     ) -> Result<Self, StreamError> {
@@ -129,9 +172,11 @@ impl<'a> Session<'a> {
         let known = Known {
             copied: parts.state.get().copied,
             phase: capture.phases().phase(),
-            sent: *sent,
+            sent: past.sent,
+            is_first: past.is_first,
         };
         let verdict = judge(hello, welcome, &known);
+        warn_of_lineage(capture.name(), hello, welcome);
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;
@@ -160,7 +205,7 @@ impl<'a> Session<'a> {
                     format!("; a copy is made: {}", cause.text()),
             }
         );
-        *sent = Some(welcome.durable);
+        *past = Past { sent: welcome.durable, epoch: welcome.epoch, is_first: false };
         capture.desk().send_again();
         capture.phases().welcomed();
         let mut session = Self {
@@ -170,12 +215,13 @@ impl<'a> Session<'a> {
             tokens: PendingTokens::default(),
             batch: Batch::default(),
             last_sent: welcome.durable,
-            sent,
+            past,
             acknowledged: welcome.durable,
             span_sent: None,
             drop_until,
             asked: 0,
             standing: None,
+            next_standing: parts.clock.monotonic(),
             next_progress: parts.clock.monotonic(),
             next_progress_log: parts.clock.monotonic() + PROGRESS_LOG_EVERY,
         };
@@ -370,7 +416,7 @@ impl<'a> Session<'a> {
             token: self.tokens.take_passed(consumer.cursor().0),
         };
         if let Some(last) = self.batch.last() {
-            *self.sent = Some(last);
+            self.past.sent = last;
         }
         let bytes = self.batch.send(&context, consumer, writer).map_err(StreamError::Lost)?;
         if let Some(last) = self.batch.last() {
@@ -404,11 +450,12 @@ impl<'a> Session<'a> {
     }
 
     fn say_standing(&mut self, writer: &mut dyn Write) -> Result<(), StreamError> {
-        let standing = self.parts.capture.standing();
-        if self.standing == Some(standing) {
+        let (standing, now) = (self.parts.capture.standing(), self.parts.clock.monotonic());
+        if self.standing == Some(standing) && now < self.next_standing {
             return Ok(());
         }
         self.standing = Some(standing);
+        self.next_standing = now + STANDING_EVERY;
         say(writer, FrameKind::Standing, |body| standing.encode(body))
     }
 

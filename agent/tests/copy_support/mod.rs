@@ -28,8 +28,10 @@ use tidemark_wire::compare::{
     Compare, Differ, DifferNode, LEAF_BYTES, NodeHash, leaf_hash, node_hash,
 };
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
-use tidemark_wire::session::{Ack, Hello, Instruct, InstructKind, Standing, Welcome};
-use tidemark_wire::{AgentId, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros};
+use tidemark_wire::session::{Ack, Hello, Instruct, InstructKind, Lineage, Standing, Welcome};
+use tidemark_wire::{
+    AgentId, AgentRun, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros,
+};
 
 /// Several parts for each lane, and a short last node.
 pub(crate) const DISK_BYTES: u64 = (160 << 20) + (70 << 10);
@@ -118,6 +120,8 @@ impl Collector {
                 window_bytes: 4 << 20,
                 seeded: kept.seeded,
                 last_time: kept.last_time,
+                lineage: Lineage::Same,
+                compare: false,
             }
         };
         send(&stream, FrameKind::Welcome, |body| welcome.encode(body)).ok()?;
@@ -314,6 +318,8 @@ impl Ground {
             agent: AgentId::from_bytes([1; 16]),
             clock: Arc::clone(&clock),
             random,
+            run: AgentRun::default(),
+            first,
         };
         let shipper = Shipper::start(parts, Box::new(collector.clone())).unwrap();
         Agent { volume, state, shipper, workers, clock }

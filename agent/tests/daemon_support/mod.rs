@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tidemark_agent::shipper::link::receive_frame;
 use tidemark_wire::compare::{Compare, Differ};
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
-use tidemark_wire::session::{Ack, Hello, Welcome};
+use tidemark_wire::session::{Ack, Hello, Lineage, Welcome};
 use tidemark_wire::{Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -92,6 +92,8 @@ fn session(mut stream: UnixStream, copies: &Copies) -> Option<()> {
         window_bytes: 1 << 20,
         seeded: false,
         last_time: WallMicros(0),
+        lineage: Lineage::Same,
+        compare: false,
     };
     send(&mut stream, FrameKind::Welcome, |out| welcome.encode(out))?;
     loop {

@@ -5,7 +5,7 @@
 //!
 //! - [`session`]: the state machine of one session, pure;
 //! - [`owner`]: the one owner of a volume's journal and manifest, without threads;
-//!   [`admission`]: how it lets an agent in; [`volume`]: what everybody may see of it;
+//!   [`admission`]: how it lets an agent in; [`contest`]: when two say that they are the same; [`volume`]: what everybody may see of it;
 //! - [`change`]: what a person decides of a volume, and how that takes effect;
 //! - [`erase`]: the end of a retired volume;
 //! - [`writer`]: its thread, and the group commit; [`volumes`]: all of them;
@@ -17,6 +17,7 @@ mod admission;
 pub mod change;
 pub mod compare;
 mod connection;
+mod contest;
 pub mod erase;
 pub mod manifest;
 pub mod observer;

@@ -40,7 +40,12 @@ pub enum Action {
     /// The agent told how far its copy is.
     Progress(Progress),
     /// The agent told how its stream stands.
-    Standing(Standing),
+    Standing {
+        /// The session in which it did.
+        epoch: Epoch,
+        /// How.
+        standing: Standing,
+    },
     /// Compare these nodes with what is durable; answer with [`Session::differed`]. At most
     /// [`COMPARES_MAX`] wait for their answer.
     Compare(Box<Compare>),
@@ -278,8 +283,9 @@ impl Session {
             (State::Streaming(_), FrameKind::Progress) => {
                 out.push(Action::Progress(Progress::decode(&body).map_err(protocol)?));
             }
-            (State::Streaming(_), FrameKind::Standing) => {
-                out.push(Action::Standing(Standing::decode(&body).map_err(protocol)?));
+            (State::Streaming(stream), FrameKind::Standing) => {
+                let standing = Standing::decode(&body).map_err(protocol)?;
+                out.push(Action::Standing { epoch: stream.epoch, standing });
             }
             (State::Streaming(stream), FrameKind::Compare) => {
                 out.push(Action::Compare(Box::new(stream.check_compare(&body)?)));

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tidemark_wire::session::{Progress, Standing};
-use tidemark_wire::{Epoch, Seq, VolumeId};
+use tidemark_wire::{AgentId, AgentRun, Epoch, Seq, VolumeId};
 
 use super::manifest::Manifest;
 use super::port::SessionPort;
@@ -44,6 +44,10 @@ pub struct Live {
     pub epoch: Epoch,
     /// Who sends, for people.
     pub peer: String,
+    /// Its installation.
+    pub agent: AgentId,
+    /// Its process.
+    pub run: AgentRun,
     /// How it is answered.
     pub port: Arc<dyn SessionPort>,
 }
@@ -163,11 +167,6 @@ impl<S: Storage> Volume<S> {
     /// The agent told how far its copy is.
     pub fn set_progress(&self, progress: Progress) {
         self.lock().copy = Some(progress);
-    }
-
-    /// The agent told how its stream stands.
-    pub fn set_standing(&self, standing: Standing) {
-        self.lock().standing = Some(standing);
     }
 
     pub(super) fn dir(&self) -> &Path {

@@ -172,6 +172,8 @@ impl<S: Storage> Volumes<S> {
             journal: self.new_journal_id(),
             timeline: Timeline(1),
             epoch: Epoch(0),
+            heard: Epoch(0),
+            compare_next: false,
             agent: hello.agent,
             created: self.ground.clock.wall(),
             policy: Overrides::default(),

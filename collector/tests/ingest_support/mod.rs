@@ -15,7 +15,8 @@ use tidemark_wire::frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Rec
 use tidemark_wire::record::{self, RecordSpec};
 use tidemark_wire::session::{Ack, Hello, Refuse, RefuseReason, Welcome};
 use tidemark_wire::{
-    AgentId, Epoch, JournalId, RecordKind, Seq, SessionToken, Timeline, VolumeId, WallMicros,
+    AgentId, AgentRun, Epoch, JournalId, RecordKind, Seq, SessionToken, Timeline, VolumeId,
+    WallMicros,
 };
 use tokio::sync::oneshot;
 use zerocopy::IntoBytes;
@@ -136,6 +137,7 @@ pub(crate) fn hello(volume: u8) -> Hello {
         size_bytes: VOLUME_BYTES,
         block_bytes: 512,
         name: format!("disk{volume}"),
+        run: AgentRun::default(),
     }
 }
 
