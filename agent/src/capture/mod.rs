@@ -7,8 +7,10 @@
 
 pub mod desk;
 pub mod phase;
+mod size;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidemark_block::Payload;
 use tidemark_block::engine::Event;
@@ -17,10 +19,11 @@ use tidemark_wire::record::RecordSpec;
 use tidemark_wire::session::Standing;
 use tidemark_wire::{RecordKind, Seq};
 
+use crate::intent_log::map::IntentMap;
 use crate::ring::Ring;
-use crate::ring::order::Ticket;
 use desk::Desk;
 use phase::{CopyCause, Phase, Phases};
+use size::Sizes;
 
 /// How far a copy of the volume is, in bytes.
 #[derive(Default)]
@@ -48,28 +51,30 @@ pub struct Capture {
     /// The volume's name, for messages.
     name: String,
     ring: Ring,
+    intent: Arc<IntentMap>,
     phases: Phases,
     desk: Desk,
+    sizes: Sizes,
     progress: CopyProgress,
     /// Bytes per second that a copy may read; 0 when there is no limit.
     copy_rate: AtomicU64,
-    map_is_lost: AtomicBool,
     released: Event,
 }
 
 impl Capture {
-    /// The stream of the volume called `name`, in `ring`.
+    /// The stream of the volume called `name`, in `ring`; what it lacks is in `intent`.
     #[must_use]
-    pub fn new(name: String, ring: Ring) -> Self {
+    pub fn new(name: String, ring: Ring, intent: Arc<IntentMap>) -> Self {
         let phases = Phases::new(ring.clock().clone());
         Self {
             name,
             ring,
+            intent,
             phases,
             desk: Desk::default(),
+            sizes: Sizes::default(),
             progress: CopyProgress::default(),
             copy_rate: AtomicU64::new(0),
-            map_is_lost: AtomicBool::new(false),
             released: Event::new(),
         }
     }
@@ -84,6 +89,12 @@ impl Capture {
     #[must_use]
     pub fn ring(&self) -> &Ring {
         &self.ring
+    }
+
+    /// What the collector lacks, or may.
+    #[must_use]
+    pub fn intent(&self) -> &Arc<IntentMap> {
+        &self.intent
     }
 
     /// Whether the stream is whole, and the copy that makes it so.
@@ -101,16 +112,8 @@ impl Capture {
     /// How the stream stands, for the collector.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        // Relaxed: the flag orders nothing else.
-        let compare_next = self.map_is_lost.load(Ordering::Relaxed);
+        let compare_next = self.intent.is_failed();
         Standing { compare_next, ..self.phases.standing(self.is_on()) }
-    }
-
-    /// Whether it can't be kept what the collector may lack, so that the next start of an agent
-    /// would not know.
-    pub fn set_map_lost(&self, is_lost: bool) {
-        // Relaxed: as above.
-        self.map_is_lost.store(is_lost, Ordering::Relaxed);
     }
 
     /// Bytes per second that a copy may read from the backing store; `None` when there is no
@@ -189,12 +192,10 @@ impl Capture {
         self.phases.ask_copy()
     }
 
-    /// The collector can't go on from what it holds: a copy is made. Gives the ticket at or behind
-    /// which its first record will be, and that of no copy before it.
-    pub fn want_copy(&self, cause: CopyCause) -> Ticket {
-        let ticket = self.phases.want_copy(cause, || self.ring.tail_ticket());
+    /// The collector can't go on from what it holds: a copy is made.
+    pub fn want_copy(&self, cause: CopyCause) {
+        self.phases.want_copy(cause, || ());
         self.desk.look_again();
-        ticket
     }
 
     /// Ends what runs for the volume by itself: copies, and who waits for room.

@@ -21,6 +21,7 @@ use crate::backing_mark::{self, Backing, Change, Ending, MarkKeeper};
 use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::config::{Config, VolumeConfig};
+use crate::intent_log::IntentLog;
 use crate::random::Random;
 use crate::ring::format::{SLOTS_MAX, SLOTS_MIN};
 use crate::ring::{Mlock, Recovery, Ring, RingErrorKind, RingSpec, boot_id};
@@ -139,7 +140,9 @@ pub async fn open_on<S: Store>(
     let change = look(&ring)?;
     ring.set_seq_limit(begun(was).reserved_until);
     ring.raise_time(was.last_time);
-    let volume = Volume::new(was.volume, store, Arc::new(Capture::new(name.to_owned(), ring)));
+    let intent = IntentLog::volatile(store.geometry().size_bytes);
+    let capture = Arc::new(Capture::new(name.to_owned(), ring, Arc::clone(intent.map())));
+    let volume = Volume::new(was.volume, store, capture, intent);
     recover(&volume, recovery, was, change).await;
     if was.paused {
         volume.capture().pause();
@@ -285,14 +288,10 @@ async fn recover<S: Store>(
         capture.lose(GapReason::RingFull);
     } else if let Some(change) = change {
         tracing::warn!(volume = volume.name(), "its backing store: {change}");
-        if matches!(change, Change::Resized { .. }) {
-            tracing::error!(
-                volume = volume.name(),
-                "a volume can't change its size yet: the collector will refuse it until the \
-                 backing store has its former size again"
-            );
-        }
-        capture.lose(GapReason::OutsideChange);
+        capture.lose(match change {
+            Change::Resized { .. } => GapReason::Resized,
+            _ => GapReason::OutsideChange,
+        });
     } else if let Some(recovery) = &recovery {
         volume.recover(&recovery.in_flight).await;
     } else {

@@ -14,15 +14,14 @@ use std::time::Duration;
 use anyhow::Context;
 use tidemark_block::engine::socket::Address;
 use tidemark_block::engine::{Executor, ExecutorConfig, WorkersHandle};
-use tidemark_block::store::{Store, UringStore};
-use tidemark_wire::body::GapReason;
+use tidemark_block::store::UringStore;
 use tidemark_wire::{AgentId, AgentRun, Seq};
 
 use super::open::OpenVolume;
 use crate::backing_mark::MarkKeeper;
 use crate::capture::Capture;
 use crate::capture::phase::Phase;
-use crate::clock::Clock;
+use crate::clock::{Clock, EngineTimer};
 use crate::config::VolumeConfig;
 use crate::control::api::VolumeStanding;
 use crate::copy;
@@ -31,8 +30,10 @@ use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
 use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
 use crate::state::{BackingMark, KeptState, SEQ_RESERVATION, StateError};
-use crate::volume::Volume;
+use crate::volume::{Volume, upkeep};
 
+/// How often the size of the backing store is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long a stop waits for the collector to acknowledge what is in the rings.
 pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the end of a volume waits for the last task that has it.
@@ -65,10 +66,24 @@ pub(super) struct Running {
     cannot_reserve: bool,
     /// The last try to keep the mark failed, which was said.
     cannot_mark: bool,
+    size: SizeWatch,
+}
+
+/// The look at the size of the backing store.
+#[derive(Default)]
+struct SizeWatch {
+    /// When it is next due, monotonic.
+    next: Duration,
+    /// The size that was found last.
+    found: u64,
+    /// It can't be the volume's, which was said.
+    refused: Option<u64>,
+    /// The last look failed, which was said.
+    cannot_look: bool,
 }
 
 impl Running {
-    /// Starts the copier on the worker `worker`, and the shipper.
+    /// Starts the copier and what the volume does by itself on the worker `worker`, and the shipper.
     pub(super) fn start(
         opened: OpenVolume,
         worker: usize,
@@ -77,11 +92,7 @@ impl Running {
         let OpenVolume { volume, state, ring_path, mark } = opened;
         let (volume, state) = (Arc::new(volume), Arc::new(state));
         let parts = ShipperParts {
-            facts: VolumeFacts {
-                id: volume.id(),
-                size_bytes: volume.size_bytes(),
-                block_bytes: unit_bytes(&volume),
-            },
+            facts: VolumeFacts { id: volume.id(), block_bytes: unit_bytes(&volume) },
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: around.agent,
@@ -94,8 +105,10 @@ impl Running {
         let shipper = Shipper::start(parts, Box::new(SocketDial::new(around.collector.clone())))
             .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
-        let timer = copy::EngineTimer::new(Arc::clone(&around.clock));
+        let timer = EngineTimer::new(Arc::clone(&around.clock));
         around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
+        let (kept, timer) = (Arc::clone(&volume), EngineTimer::new(Arc::clone(&around.clock)));
+        around.workers.spawn_on(worker, move || upkeep::run(kept, timer));
         Ok(Self {
             volume,
             state,
@@ -104,6 +117,7 @@ impl Running {
             mark,
             cannot_reserve: false,
             cannot_mark: false,
+            size: SizeWatch::default(),
         })
     }
 
@@ -152,6 +166,35 @@ impl Running {
             );
         }
         self.cannot_mark = kept.is_err();
+    }
+
+    /// Looks, about every second, whether the backing store has another size than the volume. One
+    /// that the volume can't have is told once.
+    pub(super) fn has_other_size(&mut self, now: Duration) -> bool {
+        let size = &mut self.size;
+        if now < size.next {
+            return false;
+        }
+        size.next = now + LOOK_EVERY;
+        let found = self.volume.has_other_size();
+        if let Err(error) = &found
+            && !size.cannot_look
+        {
+            tracing::error!(
+                volume = self.volume.name(),
+                "the size of its backing store can't be found out: {error}"
+            );
+        }
+        size.cannot_look = found.is_err();
+        let Ok(found) = found else { return false };
+        size.refused = size.refused.filter(|refused| found == Some(*refused));
+        size.found = found.unwrap_or(size.found);
+        found.is_some() && size.refused.is_none()
+    }
+
+    /// The volume has taken the size that was found, or can't.
+    pub(super) fn note_resize(&mut self, is_done: bool) {
+        self.size.refused = (!is_done).then_some(self.size.found);
     }
 
     /// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the
@@ -205,8 +248,6 @@ impl Running {
         let flushed = flush(&volume);
         if let Err(error) = &flushed {
             tracing::error!(volume = volume.name(), "flush of the backing store: {error:#}");
-            // What was written since the last good flush is unknown; the ring tells the next start.
-            volume.capture().lose(GapReason::BackingError);
         }
         let drained = shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
         let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
@@ -307,7 +348,7 @@ pub fn keep_clean(
 
 fn flush(volume: &ProtectedVolume) -> anyhow::Result<()> {
     let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
-    executor.block_on(volume.store().sync()).context("sync")
+    executor.block_on(volume.sync()).context("sync")
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ pub fn hello(parts: &ShipperParts, past: &Past) -> Hello {
         epoch: state.epoch.max(past.epoch),
         released,
         newest: Seq(capture.ring().next_seq().0.saturating_sub(1)).max(released),
-        size_bytes: facts.size_bytes,
+        size_bytes: capture.size_bytes(),
         block_bytes: facts.block_bytes,
         name: capture.name().to_owned(),
         run: parts.run,
@@ -175,8 +175,14 @@ impl<'a> Session<'a> {
             sent: past.sent,
             is_first: past.is_first,
         };
-        let verdict = judge(hello, welcome, &known);
+        let mut verdict = judge(hello, welcome, &known);
         warn_of_lineage(capture.name(), hello, welcome);
+        let resizes = || consumer.resizes_after(welcome.durable);
+        if !matches!(verdict, Verdict::CopyAnew(_))
+            && !capture.continues(welcome.size_bytes, resizes)
+        {
+            verdict = Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized));
+        }
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;
@@ -189,7 +195,7 @@ impl<'a> Session<'a> {
             Verdict::CopyAnew(cause) => {
                 // Numbers that the collector holds are never given out again.
                 capture.ring().raise_seq(welcome.durable);
-                drop_until = Some(capture.want_copy(cause));
+                drop_until = Some(capture.want_copy_anew(cause, welcome.size_bytes));
             }
         }
         consumer.rewind_to(if drop_until.is_some() { Seq(0) } else { welcome.durable });

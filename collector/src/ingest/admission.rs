@@ -111,16 +111,6 @@ impl<S: Storage> VolumeCore<S> {
         let durable = reader.durable();
         let last_time = reader.last_time().unwrap_or(WallMicros(0));
         let size_bytes = reader.size_at(durable);
-        if hello.size_bytes != size_bytes {
-            let name = &self.manifest.name;
-            let text = format!(
-                "volume {name} has {size_bytes} bytes on the collector and {} at the agent; give \
-                 the disk its former size, or move the volume's file in the agent's state_dir \
-                 away to protect it anew",
-                hello.size_bytes
-            );
-            return Err(refuse(RefuseReason::Mismatch, text));
-        }
         let (lineage, news) = self.lineage(hello, peer, durable);
         let raised = Manifest {
             epoch: Epoch(self.manifest.epoch.max(hello.epoch).0.saturating_add(1)),
@@ -150,6 +140,7 @@ impl<S: Storage> VolumeCore<S> {
             window_bytes: WINDOW_BYTES_MAX,
             seeded: self.manifest.seeded && durable == Seq(0),
             last_time,
+            size_bytes,
             lineage,
             compare: self.manifest.compare_next,
         })

@@ -160,7 +160,7 @@ impl<S: Storage> VolumeCore<S> {
         }
         if !committed.new_marks.is_empty() {
             self.look_at_spans();
-            committed.new_marks.iter().for_each(|mark| self.report_span(mark));
+            committed.new_marks.iter().for_each(|mark| self.report_mark(mark));
             self.note_points(&committed.new_marks);
             self.observer.marks(self.manifest.volume, &committed.new_marks);
         }
@@ -285,8 +285,8 @@ impl<S: Storage> VolumeCore<S> {
         }
     }
 
-    /// Says what the agent could not capture, and when the copy is whole again.
-    fn report_span(&self, mark: &Mark) {
+    /// Says what the agent could not capture, when the copy is whole again, and a new size.
+    fn report_mark(&self, mark: &Mark) {
         let seq = mark.seq;
         match &mark.body {
             MarkBody::Gap(reason) => {
@@ -304,6 +304,17 @@ impl<S: Storage> VolumeCore<S> {
                 let text =
                     format!("the copy is whole from record {seq} on; {sent} bytes were sent");
                 self.report(Severity::Info, text);
+            }
+            MarkBody::Resize { size_bytes, old_bytes } => {
+                let shrank = size_bytes < old_bytes;
+                let (severity, what) =
+                    if shrank { (Severity::Warning, "shrank") } else { (Severity::Info, "grew") };
+                let name = &self.manifest.name;
+                let text = format!(
+                    "volume {name} {what} from {old_bytes} to {size_bytes} bytes at record {seq}; \
+                     states before it keep their size"
+                );
+                self.report(severity, text);
             }
             _ => {}
         }

@@ -1,0 +1,116 @@
+//! Reads and writes the log's file through a [`Store`].
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tidemark_block::store::Store;
+use tidemark_block::{Chunk, Durability};
+use tidemark_wire::VolumeId;
+use zerocopy::IntoBytes;
+
+use super::format::{
+    Doubt, Header, PAGE_BYTES, Page, REGIONS_PER_PAGE, file_bytes, pages_of, place_of,
+};
+use super::map::IntentMap;
+use super::region::FlushEpoch;
+
+/// Why a file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It can't be read.
+    #[error("it can't be read: {0}")]
+    Io(#[from] io::Error),
+    /// It says nothing about the volume.
+    #[error(transparent)]
+    Doubt(#[from] Doubt),
+}
+
+/// An open file of the log. One at a time writes it.
+pub struct IntentFile<S> {
+    store: S,
+    /// The generation of each page that is on stable storage.
+    generations: Box<[AtomicU64]>,
+    /// A write began and has not ended: whoever began it may have been dropped, and the write may
+    /// still land. Nothing may be written over it.
+    writing: AtomicBool,
+}
+
+impl<S: Store> IntentFile<S> {
+    /// Reads the file of a volume of `size_bytes`, and puts its bits on `map`.
+    ///
+    /// # Errors
+    /// [`FileError`]; the map is then as it was.
+    pub async fn read(store: S, volume: VolumeId, map: &IntentMap) -> Result<Self, FileError> {
+        let size_bytes = map.size_bytes();
+        let (found, wanted) = (store.geometry().size_bytes, file_bytes(size_bytes));
+        if found != wanted {
+            return Err(Doubt::Length { found, wanted }.into());
+        }
+        let header = read_page(&store, 0).await?;
+        Header::check(header.as_slice(), volume, size_bytes)?;
+        let mut pages = Vec::new();
+        for index in 0..pages_of(size_bytes) {
+            let even = read_page(&store, place_of(index, 0)).await?;
+            let odd = read_page(&store, place_of(index, 1)).await?;
+            pages.push(Page::newer(even.as_slice(), odd.as_slice(), index)?);
+        }
+        for (index, page) in pages.iter().enumerate() {
+            for n in page.marked() {
+                let region = index as u64 * REGIONS_PER_PAGE + n;
+                if region < map.regions() {
+                    map.region(region).found(FlushEpoch(1));
+                }
+            }
+        }
+        let generations = pages.iter().map(|page| AtomicU64::new(page.generation())).collect();
+        Ok(Self { store, generations, writing: AtomicBool::new(false) })
+    }
+
+    /// Writes the pages that are not as the map is, and syncs. Gives their number. The caller is
+    /// the only one.
+    pub(super) async fn write_dirty(&self, map: &IntentMap) -> io::Result<u64> {
+        // Relaxed: whoever writes has the lead, which orders it behind who wrote before.
+        if self.writing.load(Ordering::Relaxed) {
+            return Err(io::Error::other("a write of it was given up before its end"));
+        }
+        let dirty = (0..self.generations.len()).filter(|index| map.take_dirty(*index));
+        let pages: Vec<(usize, Page)> =
+            dirty.map(|index| (index, self.image(map, index))).collect();
+        if pages.is_empty() {
+            return Ok(0);
+        }
+        self.writing.store(true, Ordering::Relaxed);
+        for (index, page) in &pages {
+            let mut chunk = Chunk::zeroed(PAGE_BYTES);
+            chunk.as_mut_slice().copy_from_slice(page.as_bytes());
+            let place = place_of(*index, page.generation());
+            self.store.write_at(chunk, place, Durability::Cached).await.0?;
+        }
+        self.store.sync().await?;
+        self.writing.store(false, Ordering::Relaxed);
+        for (index, page) in &pages {
+            self.generations[*index].store(page.generation(), Ordering::Relaxed);
+            let first = *index as u64 * REGIONS_PER_PAGE;
+            page.marked().for_each(|n| map.region(first + n).set());
+        }
+        Ok(pages.len() as u64)
+    }
+
+    /// What a page has to hold.
+    fn image(&self, map: &IntentMap, index: usize) -> Page {
+        let generation = self.generations[index].load(Ordering::Relaxed) + 1;
+        let mut page = Page::empty(index, generation);
+        let first = index as u64 * REGIONS_PER_PAGE;
+        let regions = first..map.regions().min(first + REGIONS_PER_PAGE);
+        for region in regions.filter(|region| map.region(*region).is_marked()) {
+            page.mark(region - first);
+        }
+        page.seal();
+        page
+    }
+}
+
+async fn read_page<S: Store>(store: &S, at: u64) -> io::Result<Chunk> {
+    let (read, chunk) = store.read_at(Chunk::zeroed(PAGE_BYTES), at).await;
+    read.map(|()| chunk)
+}
