@@ -31,7 +31,8 @@ use tidemark_wire::compare::{
     Compare, Differ, LEAF_BYTES, LeafHash, NodeRange, leaf_hash, node_hash,
 };
 use tidemark_wire::frame::{FrameKind, RecordsHeader};
-use tidemark_wire::session::{InstructKind, Refuse, RefuseReason, Welcome};
+use tidemark_wire::instruct::Instruct;
+use tidemark_wire::session::{Refuse, RefuseReason, Welcome};
 use tidemark_wire::{Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros, record};
 use zerocopy::IntoBytes;
 
@@ -47,7 +48,7 @@ fn leaves(bytes: &[u8]) -> Vec<LeafHash> {
 
 fn question(bytes: &[u8], min_seq: Seq) -> Compare {
     let nodes = vec![node_hash(&leaves(bytes))];
-    Compare { id: [3; 16], min_seq, range: whole(), nodes }
+    Compare { id: [3; 16], min_seq, exact: false, range: whole(), nodes }
 }
 
 /// The leaves that an answer says differ from `bytes`.
@@ -160,7 +161,7 @@ impl SessionPort for Port {
     fn bookmark(&self, _: Bookmark) -> bool {
         false
     }
-    fn instruct(&self, _: InstructKind) -> bool {
+    fn instruct(&self, _: Instruct) -> bool {
         false
     }
     fn heard_at(&self) -> Duration {
@@ -196,7 +197,8 @@ fn volume_of(data_dir: &Path, changes: &[Change]) -> Arc<Volume<RealStorage>> {
     let config = JournalConfig { segment_bytes_max: 4096 };
     let mut core = VolumeCore::start(storage, Arc::clone(&volume), Arc::new(Nobody), config);
     let port = Arc::<Port>::default();
-    let opening = Opening { hello, peer: "test".into(), now: Duration::ZERO, port: port.clone() };
+    let opening =
+        Opening { hello, peer: "test".into(), now: Duration::from_secs(1000), port: port.clone() };
     core.handle(Command::Open(Box::new(opening)));
     let epoch = port.0.lock().unwrap().unwrap().epoch;
     for (number, one) in (1u64..).zip(changes) {

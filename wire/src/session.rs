@@ -6,6 +6,7 @@
 //!            Standing, Records,
 //!            Progress, Compare ───▶
 //!                  ◀─────────────── Ack, Token, BookmarkRequest, Differ, Instruct
+//!            Obeyed, Verified ────▶
 //!            Goodbye ─────────────▶
 //! ```
 //! The agent decides from [`Welcome`] whether the stream fits: it does when the journal is the
@@ -434,67 +435,6 @@ pub struct Progress {
 }
 fixed_message!(Progress, "progress", 24);
 
-/// What a person wants of the agent. The numbers are part of the format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum InstructKind {
-    /// Changes are not captured until a person wants them to be again.
-    Pause = 1,
-    /// Changes are captured again, and what was missed is copied.
-    Resume = 2,
-    /// The whole volume is compared with the collector's copy.
-    Compare = 3,
-}
-
-impl InstructKind {
-    /// From its number in the format.
-    #[must_use]
-    pub const fn from_byte(byte: u8) -> Option<Self> {
-        Some(match byte {
-            1 => Self::Pause,
-            2 => Self::Resume,
-            3 => Self::Compare,
-            _ => return None,
-        })
-    }
-}
-
-/// The collector hands on what a person wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instruct {
-    /// What.
-    pub what: InstructKind,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct InstructFixed {
-    what: u8,
-    reserved: [u8; 7],
-}
-const _: () = assert!(size_of::<InstructFixed>() == 8);
-
-impl Instruct {
-    /// Appends the body.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let fixed = InstructFixed { what: self.what as u8, reserved: [0; 7] };
-        out.extend_from_slice(fixed.as_bytes());
-    }
-
-    /// Decodes a body.
-    ///
-    /// # Errors
-    /// `Truncated` or `Field`.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        const WHAT: &str = "instruction";
-        let (fixed, _) = InstructFixed::ref_from_prefix(bytes)
-            .map_err(|_| DecodeError::truncated(WHAT, bytes.len(), size_of::<InstructFixed>()))?;
-        let what = InstructKind::from_byte(fixed.what)
-            .ok_or_else(|| DecodeError::field(WHAT, format!("number {}", fixed.what)))?;
-        Ok(Self { what })
-    }
-}
-
 /// Whether the agent's stream is whole. The numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -533,6 +473,8 @@ pub struct Standing {
     pub reason: Option<GapReason>,
     /// Since when, by the agent's wall clock.
     pub since: WallMicros,
+    /// How many bytes of the volume differ at most from what the stream says; 0 when none do.
+    pub differing_bytes: u64,
     /// The agent can't keep what may differ. If it ends now, its next start has to compare the
     /// whole volume, and only the collector may be able to tell it so ([`Welcome::compare`]).
     pub compare_next: bool,
@@ -549,8 +491,9 @@ struct StandingFixed {
     flags: u8,
     reserved: [u8; 5],
     since_us: U64,
+    differing_bytes: U64,
 }
-const _: () = assert!(size_of::<StandingFixed>() == 16);
+const _: () = assert!(size_of::<StandingFixed>() == 24);
 
 impl Standing {
     /// Appends the body.
@@ -561,6 +504,7 @@ impl Standing {
             flags: if self.compare_next { FLAG_COMPARE_NEXT } else { 0 },
             reserved: [0; 5],
             since_us: self.since.0.into(),
+            differing_bytes: self.differing_bytes.into(),
         };
         out.extend_from_slice(fixed.as_bytes());
     }
@@ -582,9 +526,10 @@ impl Standing {
                     .ok_or_else(|| DecodeError::field(WHAT, format!("reason {number}")))?,
             ),
         };
-        check_counters(WHAT, &[fixed.since_us.get()])?;
         let compare_next = fixed.flags & FLAG_COMPARE_NEXT != 0;
-        Ok(Self { state, reason, since: WallMicros(fixed.since_us.get()), compare_next })
+        let (since, differing_bytes) = (fixed.since_us.get(), fixed.differing_bytes.get());
+        check_counters(WHAT, &[since, differing_bytes])?;
+        Ok(Self { state, reason, since: WallMicros(since), differing_bytes, compare_next })
     }
 }
 

@@ -10,13 +10,16 @@
 mod attachment;
 mod holder;
 mod instance;
+mod log_files;
 mod memory;
 mod notify;
+mod numbers;
 pub mod open;
 mod owner;
 mod placement;
 mod reload;
 mod resize;
+pub mod restart;
 pub mod running;
 mod served;
 mod ublk;

@@ -17,7 +17,10 @@ use tidemark_block::engine::{Executor, ExecutorConfig, WorkersHandle};
 use tidemark_block::store::UringStore;
 use tidemark_wire::{AgentId, AgentRun, Seq};
 
+use super::log_files::StateDirLog;
+use super::numbers::Numbers;
 use super::open::OpenVolume;
+use super::restart::Started;
 use crate::backing_mark::MarkKeeper;
 use crate::capture::Capture;
 use crate::capture::phase::Phase;
@@ -25,6 +28,8 @@ use crate::clock::{Clock, EngineTimer};
 use crate::config::VolumeConfig;
 use crate::control::api::VolumeStanding;
 use crate::copy;
+use crate::intent_log::file::IntentFile;
+use crate::intent_log::sweep::SWEEP_EVERY;
 use crate::random::Random;
 use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
@@ -34,6 +39,8 @@ use crate::volume::{Volume, upkeep};
 
 /// How often the size of the backing store is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a write-intent log that failed is made anew.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// How long a stop waits for the collector to acknowledge what is in the rings.
 pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the end of a volume waits for the last task that has it.
@@ -62,8 +69,10 @@ pub(super) struct Running {
     shipper: Shipper,
     ring_path: PathBuf,
     mark: MarkKeeper,
-    /// The last try to reserve numbers failed, which was said.
-    cannot_reserve: bool,
+    started: Started,
+    log: StateDirLog,
+    next: Next,
+    numbers: Numbers,
     /// The last try to keep the mark failed, which was said.
     cannot_mark: bool,
     size: SizeWatch,
@@ -82,6 +91,18 @@ struct SizeWatch {
     cannot_look: bool,
 }
 
+/// When what is done now and then is due.
+struct Next {
+    mark: Duration,
+    log: Duration,
+}
+
+impl Next {
+    fn after(now: Duration) -> Self {
+        Self { mark: now, log: now + LOG_AGAIN }
+    }
+}
+
 impl Running {
     /// Starts the copier and what the volume does by itself on the worker `worker`, and the shipper.
     pub(super) fn start(
@@ -89,8 +110,8 @@ impl Running {
         worker: usize,
         around: &Surroundings,
     ) -> anyhow::Result<Self> {
-        let OpenVolume { volume, state, ring_path, mark } = opened;
-        let (volume, state) = (Arc::new(volume), Arc::new(state));
+        let OpenVolume { volume, state, ring_path, mark, started, log } = opened;
+        let volume = Arc::new(volume);
         let parts = ShipperParts {
             facts: VolumeFacts { id: volume.id(), block_bytes: unit_bytes(&volume) },
             capture: Arc::clone(volume.capture()),
@@ -107,15 +128,22 @@ impl Running {
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
         let timer = EngineTimer::new(Arc::clone(&around.clock));
         around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
+        let verified = Arc::clone(&volume);
+        let timer = EngineTimer::new(Arc::clone(&around.clock));
+        around.workers.spawn_on(worker, move || copy::verify::run(verified, timer));
         let (kept, timer) = (Arc::clone(&volume), EngineTimer::new(Arc::clone(&around.clock)));
         around.workers.spawn_on(worker, move || upkeep::run(kept, timer));
+        let numbers = Numbers::new(volume.capture().ring(), around.clock.monotonic());
         Ok(Self {
             volume,
             state,
             shipper,
             ring_path,
             mark,
-            cannot_reserve: false,
+            started,
+            log,
+            next: Next::after(around.clock.monotonic()),
+            numbers,
             cannot_mark: false,
             size: SizeWatch::default(),
         })
@@ -152,9 +180,23 @@ impl Running {
         self.shipper.refused()
     }
 
+    /// How it was started.
+    pub(super) fn started(&self) -> Started {
+        self.started
+    }
+
     /// Does what has to be done now and then.
     pub(super) fn keep(&mut self, clock: &dyn Clock) {
-        self.reserve_ahead();
+        let (now, ring) = (clock.monotonic(), self.volume.capture().ring());
+        self.numbers.keep(self.volume.name(), &self.state, ring, now);
+        if now >= self.next.mark {
+            self.next.mark = now + SWEEP_EVERY;
+            self.keep_mark_for_power_cut();
+        }
+        if now >= self.next.log {
+            self.next.log = now + LOG_AGAIN;
+            self.mend_log();
+        }
         let kept = self.mark.keep(clock.monotonic());
         if let Err(error) = &kept
             && !self.cannot_mark
@@ -166,6 +208,43 @@ impl Running {
             );
         }
         self.cannot_mark = kept.is_err();
+    }
+
+    /// Keeps in the state what the backing store looks like, for a start after a power cut: the
+    /// mark beside the change ring goes with it.
+    fn keep_mark_for_power_cut(&mut self) {
+        let Ok(mark) = self.mark.now() else { return };
+        if let Err(error) = self.state.update(|state| state.backing = Some(mark)) {
+            tracing::warn!(
+                volume = self.volume.name(),
+                "can't keep the mark of its backing store: {error}; after a power cut the volume \
+                 is compared"
+            );
+        }
+    }
+
+    /// Puts another file in the place of a write-intent log that could not be written.
+    fn mend_log(&self) {
+        let (name, intent) = (self.volume.name(), self.volume.intent());
+        if !intent.map().is_failed() {
+            return;
+        }
+        let mend = || {
+            let file = IntentFile::make(&self.log, self.volume.id(), intent.map())?;
+            let executor = Executor::new(&ExecutorConfig::default())?;
+            std::io::Result::Ok(executor.block_on(intent.adopt(file)))
+        };
+        match mend() {
+            Ok(true) => tracing::info!(
+                volume = name,
+                "the write-intent log is written again, in a new file; it covers what differs"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::error!(
+                volume = name,
+                "no write-intent log can be made: {error}; it is tried again in a minute"
+            ),
+        }
     }
 
     /// Looks, about every second, whether the backing store has another size than the volume. One
@@ -195,37 +274,6 @@ impl Running {
     /// The volume has taken the size that was found, or can't.
     pub(super) fn note_resize(&mut self, is_done: bool) {
         self.size.refused = (!is_done).then_some(self.size.found);
-    }
-
-    /// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the
-    /// numbers run out at some point, and the volume goes on without capture.
-    fn reserve_ahead(&mut self) {
-        let ring = self.volume.capture().ring();
-        let next = ring.next_seq();
-        if next.0 + SEQ_RESERVATION / 2 <= self.state.get().reserved_until.0 {
-            return;
-        }
-        let until = Seq(next.0 + SEQ_RESERVATION);
-        let last_time = ring.last_time();
-        let kept = self.state.update(|state| {
-            state.reserved_until = state.reserved_until.max(until);
-            state.last_time = state.last_time.max(last_time);
-        });
-        match kept {
-            Ok(()) => {
-                ring.set_seq_limit(until);
-                self.cannot_reserve = false;
-            }
-            Err(error) if !self.cannot_reserve => {
-                tracing::error!(
-                    volume = self.volume.name(),
-                    "can't reserve more record numbers: {error}; make room there, or changes will \
-                     not be captured any more"
-                );
-                self.cannot_reserve = true;
-            }
-            Err(_) => {}
-        }
     }
 
     /// Sets the most that a copy reads in a second.
@@ -381,7 +429,7 @@ mod tests {
         for is_late in [true, false] {
             let random = SystemSource::default();
             let opened = open::open(&config, &config.volumes[0], &clock, &random).expect("opened");
-            let OpenVolume { volume, state, ring_path, mark } = opened;
+            let OpenVolume { volume, state, ring_path, mark, .. } = opened;
             if is_late {
                 volume.capture().stamp(RecordKind::Flush, 0, &[]).expect("there is room");
             } else {
@@ -392,7 +440,7 @@ mod tests {
                     .expect("nobody else")
                     .release_through(Seq(1 << 40));
             }
-            let (volume, state) = (Arc::new(volume), Arc::new(state));
+            let volume = Arc::new(volume);
             let stopped = Stopped { volume, state, ring_path, mark, is_clean: true };
             stopped.settle(clock.as_ref());
             let kept = StateFile::new(dir.path(), "a").load().expect("read").expect("kept");

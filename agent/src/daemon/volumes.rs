@@ -315,6 +315,14 @@ fn status(entry: &Entry) -> VolumeStatus {
     notes.extend(entry.attachment.note());
     let refused = running.refused();
     notes.extend(refused.iter().map(|why| format!("the collector refuses it: {why}")));
+    notes.push(running.started().to_string());
+    if volume.intent().map().is_failed() {
+        notes.push(
+            "its write-intent log can't be written: a crash of this machine would be followed by \
+             a comparison of the whole volume"
+                .to_owned(),
+        );
+    }
     VolumeStatus {
         name: volume.name().to_owned(),
         id: volume.id().to_string(),

@@ -9,7 +9,7 @@ use tidemark_wire::VolumeId;
 use zerocopy::IntoBytes;
 
 use super::format::{
-    Doubt, Header, PAGE_BYTES, Page, REGIONS_PER_PAGE, file_bytes, pages_of, place_of,
+    Doubt, Header, PAGE_BYTES, Page, REGIONS_PER_PAGE, new_file, pages_in, pages_of, place_of,
 };
 use super::map::IntentMap;
 use super::region::FlushEpoch;
@@ -25,6 +25,25 @@ pub enum FileError {
     Doubt(#[from] Doubt),
 }
 
+/// Where the file of a volume's log is.
+pub trait LogFiles {
+    /// How it is read and written.
+    type Store: Store;
+
+    /// Opens the file that is there.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none; else the operating system's.
+    fn open(&self) -> io::Result<Self::Store>;
+
+    /// Puts a file of this content, durably, in the place of the one that may be there, and opens
+    /// it. A crash leaves one of the two.
+    ///
+    /// # Errors
+    /// The operating system's; the former is still in place.
+    fn make(&self, content: &[u8]) -> io::Result<Self::Store>;
+}
+
 /// An open file of the log. One at a time writes it.
 pub struct IntentFile<S> {
     store: S,
@@ -36,20 +55,38 @@ pub struct IntentFile<S> {
 }
 
 impl<S: Store> IntentFile<S> {
-    /// Reads the file of a volume of `size_bytes`, and puts its bits on `map`.
+    /// Makes a new file without a bit for a volume of the size of `map`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn make(
+        files: &impl LogFiles<Store = S>,
+        volume: VolumeId,
+        map: &IntentMap,
+    ) -> io::Result<Self> {
+        let content = new_file(volume, map.size_bytes());
+        let store = files.make(&content)?;
+        let pages = pages_in(content.len() as u64).expect("just made so");
+        Ok(Self::of(store, (0..pages).map(|_| 1)))
+    }
+
+    fn of(store: S, generations: impl Iterator<Item = u64>) -> Self {
+        let generations = generations.map(AtomicU64::new).collect();
+        Self { store, generations, writing: AtomicBool::new(false) }
+    }
+
+    /// Reads the file of a volume, and puts its bits on `map`.
     ///
     /// # Errors
     /// [`FileError`]; the map is then as it was.
     pub async fn read(store: S, volume: VolumeId, map: &IntentMap) -> Result<Self, FileError> {
-        let size_bytes = map.size_bytes();
-        let (found, wanted) = (store.geometry().size_bytes, file_bytes(size_bytes));
-        if found != wanted {
-            return Err(Doubt::Length { found, wanted }.into());
-        }
+        let file_bytes = store.geometry().size_bytes;
+        let in_file = pages_in(file_bytes).filter(|pages| *pages >= pages_of(map.size_bytes()));
+        let in_file = in_file.ok_or(Doubt::Length(file_bytes))?;
         let header = read_page(&store, 0).await?;
-        Header::check(header.as_slice(), volume, size_bytes)?;
+        Header::check(header.as_slice(), volume)?;
         let mut pages = Vec::new();
-        for index in 0..pages_of(size_bytes) {
+        for index in 0..in_file {
             let even = read_page(&store, place_of(index, 0)).await?;
             let odd = read_page(&store, place_of(index, 1)).await?;
             pages.push(Page::newer(even.as_slice(), odd.as_slice(), index)?);
@@ -62,8 +99,7 @@ impl<S: Store> IntentFile<S> {
                 }
             }
         }
-        let generations = pages.iter().map(|page| AtomicU64::new(page.generation())).collect();
-        Ok(Self { store, generations, writing: AtomicBool::new(false) })
+        Ok(Self::of(store, pages.iter().map(Page::generation)))
     }
 
     /// Writes the pages that are not as the map is, and syncs. Gives their number. The caller is
@@ -72,6 +108,9 @@ impl<S: Store> IntentFile<S> {
         // Relaxed: whoever writes has the lead, which orders it behind who wrote before.
         if self.writing.load(Ordering::Relaxed) {
             return Err(io::Error::other("a write of it was given up before its end"));
+        }
+        if pages_of(map.size_bytes()) > self.generations.len() {
+            return Err(io::Error::other("it has no room for the size that the volume has now"));
         }
         let dirty = (0..self.generations.len()).filter(|index| map.take_dirty(*index));
         let pages: Vec<(usize, Page)> =

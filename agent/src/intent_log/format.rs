@@ -1,7 +1,7 @@
 //! The write-intent log's file: one bit for each region that may differ from the collector.
 //!
 //! ```text
-//! page 0             header: volume, its size
+//! page 0             header: the volume
 //! page 1 + 2 n       bits of regions 32,512 n and following, written by even generations
 //! page 2 + 2 n       the same, written by odd generations
 //! ```
@@ -11,7 +11,8 @@
 //! When neither is good, or the header is not that of this volume, nothing can be said of the
 //! volume: it is compared whole.
 //!
-//! The header is written once, before the file gets its name.
+//! The header is written once, before the file gets its name. A file has room for more regions than
+//! its volume has, so that one that grows keeps it; bits behind the end of the volume say nothing.
 
 use std::mem::{offset_of, size_of};
 
@@ -36,23 +37,28 @@ pub const REGIONS_PER_PAGE: u64 = BITS_BYTES as u64 * 8;
 /// Pages of the largest volume.
 pub const PAGES_MAX: usize = VOLUME_BYTES_MAX.div_ceil(REGION_BYTES * REGIONS_PER_PAGE) as usize;
 
+/// Pages of bits in a new file, at least: 1 TiB, in 68 KiB.
+const PAGES_MIN: usize = 8;
+
 /// The page that has a region's bit.
 #[must_use]
 pub fn page_of(region: u64) -> usize {
     usize::try_from(region / REGIONS_PER_PAGE).expect("at most PAGES_MAX")
 }
 
-/// Pages of bits of a volume.
+/// Pages of bits that a volume needs.
 #[must_use]
 pub fn pages_of(size_bytes: u64) -> usize {
     usize::try_from(size_bytes.div_ceil(REGION_BYTES).div_ceil(REGIONS_PER_PAGE))
         .expect("at most PAGES_MAX")
 }
 
-/// Bytes of the file of a volume.
+/// Pages of bits in a file of so many bytes; `None` when no file has that length.
 #[must_use]
-pub fn file_bytes(size_bytes: u64) -> u64 {
-    ((1 + 2 * pages_of(size_bytes)) * PAGE_BYTES) as u64
+pub fn pages_in(file_bytes: u64) -> Option<usize> {
+    let pages = (file_bytes / PAGE_BYTES as u64).checked_sub(1)? / 2;
+    let whole = (1 + 2 * pages) * PAGE_BYTES as u64 == file_bytes;
+    usize::try_from(pages).ok().filter(|pages| whole && *pages <= PAGES_MAX)
 }
 
 /// Where a generation of a page is written, in bytes.
@@ -69,26 +75,20 @@ pub struct Header {
     version: U32,
     region_bytes: U32,
     volume: [u8; 16],
-    size_bytes: U64,
     /// XXH3-64 of the bytes before it.
     sum: U64,
-    reserved: [u8; PAGE_BYTES - 48],
+    reserved: [u8; PAGE_BYTES - 40],
 }
 
 const _: () = assert!(size_of::<Header>() == PAGE_BYTES);
-const _: () = assert!(offset_of!(Header, volume) == 16 && offset_of!(Header, sum) == 40);
+const _: () = assert!(offset_of!(Header, volume) == 16 && offset_of!(Header, sum) == 32);
 
 /// Why a file says nothing about a volume.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Doubt {
-    /// It has another length.
-    #[error("it has {found} bytes, {wanted} are expected")]
-    Length {
-        /// Of the file.
-        found: u64,
-        /// Of a file of the volume.
-        wanted: u64,
-    },
+    /// It has a length that no log of the volume has.
+    #[error("it has {0} bytes, as no log of the volume")]
+    Length(u64),
     /// The header is damaged, or it is something else.
     #[error("it does not begin as a write-intent log, or is damaged there")]
     Header,
@@ -98,9 +98,6 @@ pub enum Doubt {
     /// It is that of another volume.
     #[error("it is that of volume {0}")]
     Volume(VolumeId),
-    /// The volume has another size.
-    #[error("it is that of a volume of {0} bytes")]
-    Size(u64),
     /// Neither place of a page is good.
     #[error("both copies of its page {0} are damaged")]
     Page(usize),
@@ -109,15 +106,14 @@ pub enum Doubt {
 impl Header {
     /// The header of a volume's log.
     #[must_use]
-    pub fn new(volume: VolumeId, size_bytes: u64) -> Self {
+    pub fn new(volume: VolumeId) -> Self {
         let mut header = Self {
             magic: FILE_MAGIC,
             version: VERSION.into(),
             region_bytes: u32::try_from(REGION_BYTES).expect("4 MiB").into(),
             volume: volume.to_bytes(),
-            size_bytes: size_bytes.into(),
             sum: 0.into(),
-            reserved: [0; PAGE_BYTES - 48],
+            reserved: [0; PAGE_BYTES - 40],
         };
         header.sum = header.compute_sum().into();
         header
@@ -131,7 +127,7 @@ impl Header {
     ///
     /// # Errors
     /// [`Doubt`].
-    pub fn check(page: &[u8], volume: VolumeId, size_bytes: u64) -> Result<(), Doubt> {
+    pub fn check(page: &[u8], volume: VolumeId) -> Result<(), Doubt> {
         let header = Self::read_from_bytes(page).map_err(|_| Doubt::Header)?;
         if header.magic != FILE_MAGIC || header.sum.get() != header.compute_sum() {
             return Err(Doubt::Header);
@@ -144,9 +140,6 @@ impl Header {
         }
         if header.volume != volume.to_bytes() {
             return Err(Doubt::Volume(VolumeId::from_bytes(header.volume)));
-        }
-        if header.size_bytes.get() != size_bytes {
-            return Err(Doubt::Size(header.size_bytes.get()));
         }
         Ok(())
     }
@@ -230,11 +223,12 @@ impl Page {
     }
 }
 
-/// The file of a volume of which nothing differs.
+/// The file of a volume without a bit, with room for twice its size.
 #[must_use]
 pub fn new_file(volume: VolumeId, size_bytes: u64) -> Vec<u8> {
-    let mut file = Header::new(volume, size_bytes).as_bytes().to_vec();
-    for index in 0..pages_of(size_bytes) {
+    let mut file = Header::new(volume).as_bytes().to_vec();
+    let pages = (2 * pages_of(size_bytes)).clamp(PAGES_MIN, PAGES_MAX);
+    for index in 0..pages {
         let mut page = Page::empty(index, 1);
         page.seal();
         file.extend([0; PAGE_BYTES]);

@@ -270,7 +270,7 @@ impl IntentMap {
 
     /// A crash is followed by a whole comparison from here on; returns when that is durable, or
     /// can't be made so.
-    pub(super) fn uncover(&self) {
+    pub(crate) fn uncover(&self) {
         let mut cover = self.cover();
         cover.round += 1;
         if !cover.covered {

@@ -6,14 +6,16 @@
 use std::io::Write;
 use std::time::Duration;
 
+use tidemark_block::ByteRange;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::{self, FrameKind};
-use tidemark_wire::session::{Hello, InstructKind, Lineage, Progress, Standing, Welcome};
-use tidemark_wire::{Epoch, RecordKind, Seq};
+use tidemark_wire::session::{Hello, Lineage, Progress, Welcome};
+use tidemark_wire::{Epoch, RecordHeader, RecordKind, Seq};
 
 use super::batch::{Batch, FrameContext};
 use super::incoming::{Event, StreamError};
 use super::session::{Known, PendingTokens, Verdict, Window, judge};
+use super::wishes::Wishes;
 use super::{Drained, Orders, ShipperParts, is_drained};
 use crate::capture::desk::QUESTIONS_MAX;
 use crate::capture::phase::{CopyCause, Phase};
@@ -25,9 +27,6 @@ const IDLE: Duration = Duration::from_millis(50);
 /// Rest after a frame that was not full, so that a trickle of small writes goes out as a thousand
 /// frames a second at most: each one costs the collector a sync. It makes RPO worse by as much.
 const LINGER: Duration = Duration::from_millis(1);
-/// How often the collector is told how the stream stands, also when nothing has changed: it tells
-/// an agent that is there from one whose connection is dead.
-const STANDING_EVERY: Duration = Duration::from_secs(1);
 /// How often the collector is told how far a copy is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often the log says so.
@@ -149,9 +148,7 @@ pub struct Session<'a> {
     drop_until: Option<Ticket>,
     /// Questions of this session without an answer, also those of copies that were given up.
     asked: usize,
-    /// What the collector was told of the stream.
-    standing: Option<Standing>,
-    next_standing: Duration,
+    wishes: Wishes,
     next_progress: Duration,
     next_progress_log: Duration,
 }
@@ -226,8 +223,7 @@ impl<'a> Session<'a> {
             span_sent: None,
             drop_until,
             asked: 0,
-            standing: None,
-            next_standing: parts.clock.monotonic(),
+            wishes: Wishes::default(),
             next_progress: parts.clock.monotonic(),
             next_progress_log: parts.clock.monotonic() + PROGRESS_LOG_EVERY,
         };
@@ -255,7 +251,7 @@ impl<'a> Session<'a> {
         if orders.stop_now {
             return Ok(Wait::Done(Drained::No));
         }
-        self.say_standing(writer)?;
+        self.wishes.say(self.parts, writer)?;
         self.say_progress(writer)?;
         self.ask(writer)?;
         if !self.window.is_open() {
@@ -316,38 +312,10 @@ impl<'a> Session<'a> {
                     return Err(StreamError::Protocol("an answer to no question".into()));
                 }
             }
-            Event::Instruct(what) => self.obey(what),
+            Event::Instruct(wanted) => self.wishes.obey(self.parts, wanted),
             Event::End(error) => return Err(error),
         }
         Ok(())
-    }
-
-    /// Does what a person wants. The state file comes first, so that the next process knows.
-    fn obey(&self, what: InstructKind) {
-        let capture = &self.parts.capture;
-        let keep = |paused| self.parts.state.update(|state| state.paused = paused);
-        match what {
-            InstructKind::Pause => match keep(true) {
-                Ok(()) => capture.pause(),
-                Err(error) => {
-                    tracing::error!(volume = capture.name(), "protection is not paused: {error}");
-                }
-            },
-            InstructKind::Resume => match keep(false) {
-                Ok(()) => capture.resume(),
-                Err(error) => {
-                    tracing::error!(volume = capture.name(), "protection stays paused: {error}");
-                }
-            },
-            InstructKind::Compare => {
-                if !capture.ask_copy() {
-                    tracing::info!(
-                        volume = capture.name(),
-                        "no comparison of its own: one runs, is wanted, or follows the pause"
-                    );
-                }
-            }
-        }
     }
 
     fn release(&mut self, consumer: &mut Consumer, durable: Seq) {
@@ -385,7 +353,8 @@ impl<'a> Session<'a> {
             let begins_span = matches!(kind, Some(RecordKind::Gap | RecordKind::ResyncBegin));
             if let Some(until) = self.drop_until {
                 if record.ticket < until || !begins_span || seq <= self.last_sent {
-                    self.drop_record(consumer, seq);
+                    let missing = missing(&record.header);
+                    self.drop_record(consumer, missing, seq);
                     continue;
                 }
                 self.drop_until = None;
@@ -397,8 +366,12 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A record that continues nothing: the copy that follows brings what it says.
-    fn drop_record(&self, consumer: &mut Consumer, seq: Seq) {
+    /// A record that continues nothing: the copy that follows brings what it says, since that is
+    /// marked before the record is released.
+    fn drop_record(&self, consumer: &mut Consumer, missing: Option<ByteRange>, seq: Seq) {
+        if let Some(range) = missing {
+            self.parts.capture.intent().miss(range);
+        }
         consumer.release_through(seq);
         self.parts.capture.released().notify_all();
     }
@@ -455,20 +428,12 @@ impl<'a> Session<'a> {
         say(writer, FrameKind::Progress, |body| progress.encode(body))
     }
 
-    fn say_standing(&mut self, writer: &mut dyn Write) -> Result<(), StreamError> {
-        let (standing, now) = (self.parts.capture.standing(), self.parts.clock.monotonic());
-        if self.standing == Some(standing) && now < self.next_standing {
-            return Ok(());
-        }
-        self.standing = Some(standing);
-        self.next_standing = now + STANDING_EVERY;
-        say(writer, FrameKind::Standing, |body| standing.encode(body))
-    }
-
     /// Sends the copier's questions. They do not wait for the window: they are few and small.
     fn ask(&mut self, writer: &mut dyn Write) -> Result<(), StreamError> {
         while self.asked < QUESTIONS_MAX {
-            let Some(question) = self.parts.capture.desk().take(self.acknowledged) else { break };
+            let capture = &self.parts.capture;
+            let is_drained = self.window.is_empty() && capture.ring().is_empty();
+            let Some(question) = capture.desk().take(self.acknowledged, is_drained) else { break };
             self.asked += 1;
             say(writer, FrameKind::Compare, |body| question.encode(body))?;
         }
@@ -476,8 +441,27 @@ impl<'a> Session<'a> {
     }
 }
 
+/// What the collector lacks when it does not get a record.
+fn missing(header: &RecordHeader) -> Option<ByteRange> {
+    match header.kind()? {
+        RecordKind::Write
+        | RecordKind::WriteZeroes
+        | RecordKind::Trim
+        | RecordKind::ReadBack
+        | RecordKind::Unreadable => {
+            ByteRange::new(header.offset_bytes.get(), header.len_bytes.get())
+        }
+        // What lay behind the smaller size is not what lies there now.
+        RecordKind::Resize => {
+            let (new_bytes, old_bytes) = (header.len_bytes.get(), header.aux.get());
+            ByteRange::between(new_bytes.min(old_bytes), new_bytes.max(old_bytes))
+        }
+        _ => None,
+    }
+}
+
 /// Sends one message.
-fn say(
+pub(super) fn say(
     writer: &mut dyn Write,
     kind: FrameKind,
     encode: impl FnOnce(&mut Vec<u8>),

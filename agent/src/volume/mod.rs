@@ -238,6 +238,7 @@ impl<S: Store> Volume<S> {
                 let piece = ByteRange::new(at, len).expect("a part of a range");
                 let _held = self.locks.lock(piece).await;
                 if self.copy_back(piece, false).await.is_none() {
+                    in_flight.iter().for_each(|range| self.intent.map().doubt(*range));
                     self.capture.lose(GapReason::RingFull);
                     return;
                 }

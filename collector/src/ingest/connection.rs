@@ -184,8 +184,8 @@ impl<'a, S: Storage> Driver<'a, S> {
         for wanted in &pending.bookmarks {
             self.session.bookmark(wanted, out);
         }
-        for what in pending.instructions {
-            self.session.instruct(what, out);
+        for wanted in &pending.instructions {
+            self.session.instruct(wanted, out);
         }
         for differ in &pending.differs {
             self.session.differed(differ, out);
@@ -216,7 +216,20 @@ impl<'a, S: Storage> Driver<'a, S> {
                 }
             }
             Action::Standing { epoch, standing } => {
+                if let Some((volume, _)) = &self.volume {
+                    volume.set_standing(standing);
+                }
                 self.command(Command::Standing { epoch, standing }, out);
+            }
+            Action::Obeyed(id) => {
+                if let Some((volume, _)) = &self.volume {
+                    volume.set_obeyed(id);
+                }
+            }
+            Action::Verified(verified) => {
+                if let Some((volume, _)) = &self.volume {
+                    volume.set_verified(verified);
+                }
             }
             Action::Compare(question) => self.compare(*question, out),
             Action::Send(bytes) => {

@@ -106,3 +106,127 @@ pub(super) fn fenced_text(name: &str, holder: Option<&Claim<'_>>, other: &Claim<
          agent and restart that one"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tidemark_wire::body::Bookmark;
+    use tidemark_wire::instruct::Instruct;
+    use tidemark_wire::session::{Refuse, Welcome};
+    use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId};
+
+    use super::*;
+    use crate::ingest::port::SessionPort;
+
+    struct Heard(Mutex<Duration>);
+
+    impl SessionPort for Heard {
+        fn opened(&self, _: Result<Welcome, Refuse>) {}
+        fn durable(&self, _: Seq) {}
+        fn end(&self, _: Refuse) {}
+        fn bookmark(&self, _: Bookmark) -> bool {
+            false
+        }
+        fn instruct(&self, _: Instruct) -> bool {
+            false
+        }
+        fn heard_at(&self) -> Duration {
+            *self.0.lock().expect("no holder panics")
+        }
+    }
+
+    const ONE: AgentRun = AgentRun([1; 6]);
+    const OTHER: AgentRun = AgentRun([2; 6]);
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn hello(run: AgentRun) -> Hello {
+        Hello {
+            agent: AgentId::NIL,
+            volume: VolumeId::NIL,
+            journal: JournalId::NIL,
+            timeline: Timeline(1),
+            epoch: Epoch(5),
+            released: Seq(0),
+            newest: Seq(0),
+            size_bytes: 4096,
+            block_bytes: 512,
+            name: String::new(),
+            run,
+        }
+    }
+
+    fn live(run: AgentRun, heard: Duration) -> (Live, Arc<Heard>) {
+        let port = Arc::new(Heard(Mutex::new(heard)));
+        let (epoch, peer) = (Epoch(5), "here".to_owned());
+        (Live { epoch, peer, agent: AgentId::NIL, run, port: port.clone() }, port)
+    }
+
+    #[test]
+    fn a_connection_that_the_same_run_has_lost_is_taken_over_at_once() {
+        let mut contest = Contest::default();
+        let (live, _) = live(ONE, at(100));
+        let answer = contest.judge(&hello(ONE), false, Some(&live), at(100));
+        assert_eq!(answer, Answer::LetIn);
+        assert_eq!(contest.judge(&hello(ONE), false, None, at(100)), Answer::LetIn);
+    }
+
+    #[test]
+    fn one_that_is_heard_no_more_gives_way() {
+        let mut contest = Contest::default();
+        let (live, port) = live(ONE, at(100));
+        let mut judge = |now| contest.judge(&hello(OTHER), true, Some(&live), now);
+        assert_eq!(judge(at(101)), Answer::Fenced { is_news: false });
+        assert_eq!(judge(at(104)), Answer::Fenced { is_news: false }, "not heard again");
+        assert_eq!(judge(at(105)), Answer::LetIn);
+        *port.0.lock().expect("no holder panics") = at(109);
+        assert_eq!(judge(at(110)), Answer::Fenced { is_news: true }, "it is there after all");
+    }
+
+    #[test]
+    fn a_copy_stays_fenced_also_while_the_other_one_restarts() {
+        let mut contest = Contest::default();
+        let (one, port) = live(ONE, at(100));
+        let other = hello(OTHER);
+        let answer = contest.judge(&other, false, Some(&one), at(100));
+        assert_eq!(answer, Answer::Fenced { is_news: false });
+        *port.0.lock().expect("no holder panics") = at(102);
+        let answer = contest.judge(&other, false, Some(&one), at(103));
+        assert_eq!(answer, Answer::Fenced { is_news: true });
+        for now in [103, 200, 10_000] {
+            let answer = contest.judge(&other, false, None, at(now));
+            assert_eq!(answer, Answer::Fenced { is_news: false }, "told once");
+        }
+        let restarted = hello(AgentRun([3; 6]));
+        assert_eq!(contest.judge(&restarted, false, None, at(300)), Answer::LetIn);
+    }
+
+    #[test]
+    fn of_a_machine_that_was_copied_with_its_memory_the_older_one_is_fenced() {
+        let mut contest = Contest::default();
+        let (one, port) = live(ONE, at(100));
+        let answer = contest.judge(&hello(ONE), true, Some(&one), at(100));
+        assert_eq!(answer, Answer::Fenced { is_news: false });
+        *port.0.lock().expect("no holder panics") = at(103);
+        let answer = contest.judge(&hello(ONE), true, Some(&one), at(103));
+        assert_eq!(answer, Answer::Fenced { is_news: true });
+        // The run is that of the one that is let in, too.
+        assert_eq!(contest.judge(&hello(ONE), false, Some(&one), at(103)), Answer::LetIn);
+    }
+
+    #[test]
+    fn the_memory_of_fenced_runs_is_bounded() {
+        let mut contest = Contest::default();
+        for number in 0..100 {
+            let (one, port) = live(ONE, at(100));
+            let other = hello(AgentRun([number, 9, 9, 9, 9, 9]));
+            let _ = contest.judge(&other, false, Some(&one), at(100));
+            *port.0.lock().expect("no holder panics") = at(102);
+            let _ = contest.judge(&other, false, Some(&one), at(102));
+            assert!(contest.fenced.len() <= FENCED_MAX);
+        }
+    }
+}

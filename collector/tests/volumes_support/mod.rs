@@ -25,7 +25,8 @@ use tidemark_collector::storage::MemoryStorage;
 use tidemark_collector::view::View;
 use tidemark_wire::body::Bookmark;
 use tidemark_wire::frame::RecordsHeader;
-use tidemark_wire::session::{Hello, InstructKind, Refuse, Welcome};
+use tidemark_wire::instruct::Instruct;
+use tidemark_wire::session::{Hello, Refuse, Welcome};
 use tidemark_wire::{Seq, VolumeId, WallMicros, record};
 use zerocopy::IntoBytes;
 
@@ -76,7 +77,7 @@ impl SessionPort for Port {
     fn bookmark(&self, _: Bookmark) -> bool {
         false
     }
-    fn instruct(&self, _: InstructKind) -> bool {
+    fn instruct(&self, _: Instruct) -> bool {
         false
     }
     fn heard_at(&self) -> Duration {
@@ -121,8 +122,12 @@ impl Bench {
         let (_, queue) = self.volumes.get_or_register(hello)?;
         let (sender, said) = mpsc::channel();
         let port = Arc::new(Port(sender));
-        let opening =
-            Opening { hello: hello.clone(), peer: "test".into(), now: Duration::ZERO, port };
+        let opening = Opening {
+            hello: hello.clone(),
+            peer: "test".into(),
+            now: Duration::from_secs(1000),
+            port,
+        };
         queue.send(Command::Open(Box::new(opening))).unwrap();
         match said.recv().unwrap() {
             Said::Opened(Ok(welcome)) => Ok(Session { queue, said, welcome }),
