@@ -71,7 +71,9 @@ fn a_welcome_says_who_remembers_less_and_never_that_both_do() {
 fn a_standing_says_that_the_next_start_has_to_compare() {
     let since = WallMicros(3);
     for compare_next in [false, true] {
-        let wanted = Standing { state: StandingState::Whole, reason: None, since, compare_next };
+        let differing_bytes = 1 << 30;
+        let state = StandingState::Whole;
+        let wanted = Standing { state, reason: None, since, differing_bytes, compare_next };
         assert_eq!(Standing::decode(&encoded(|out| wanted.encode(out))), Ok(wanted));
     }
 }

@@ -70,6 +70,29 @@ pub fn hello(parts: &ShipperParts, past: &Past) -> Hello {
     }
 }
 
+/// What follows from a welcome, also for a disk that has another size.
+fn decide(
+    parts: &ShipperParts,
+    consumer: &mut Consumer,
+    past: &Past,
+    hello: &Hello,
+    welcome: &Welcome,
+) -> Verdict {
+    let capture = &parts.capture;
+    let known = Known {
+        copied: parts.state.get().copied,
+        phase: capture.phases().phase(),
+        sent: past.sent,
+        is_first: past.is_first,
+    };
+    let verdict = judge(hello, welcome, &known);
+    let resizes = || consumer.resizes_after(welcome.durable);
+    if matches!(verdict, Verdict::CopyAnew(_)) || capture.continues(welcome.size_bytes, resizes) {
+        return verdict;
+    }
+    Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized))
+}
+
 /// Says what a person has to know of a machine or a collector that was put back.
 fn warn_of_lineage(volume: &str, hello: &Hello, welcome: &Welcome) {
     let (epoch, durable) = (hello.epoch, welcome.durable);
@@ -166,20 +189,8 @@ impl<'a> Session<'a> {
         welcome: &Welcome,
     ) -> Result<Self, StreamError> {
         let capture = &parts.capture;
-        let known = Known {
-            copied: parts.state.get().copied,
-            phase: capture.phases().phase(),
-            sent: past.sent,
-            is_first: past.is_first,
-        };
-        let mut verdict = judge(hello, welcome, &known);
+        let verdict = decide(parts, consumer, past, hello, welcome);
         warn_of_lineage(capture.name(), hello, welcome);
-        let resizes = || consumer.resizes_after(welcome.durable);
-        if !matches!(verdict, Verdict::CopyAnew(_))
-            && !capture.continues(welcome.size_bytes, resizes)
-        {
-            verdict = Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized));
-        }
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;

@@ -30,9 +30,17 @@ const FENCED_MAX: usize = 16;
 /// See the module's documentation.
 #[derive(Default)]
 pub(super) struct Contest {
-    /// Who was refused last, and when first.
-    contender: Option<(AgentRun, Duration)>,
+    contender: Option<Contender>,
     fenced: VecDeque<AgentRun>,
+}
+
+/// Who was refused last.
+struct Contender {
+    run: AgentRun,
+    /// When it was refused first.
+    since: Duration,
+    /// People were told of it.
+    is_told: bool,
 }
 
 /// What becomes of an agent that comes.
@@ -72,17 +80,15 @@ impl Contest {
         if !is_other || now.saturating_sub(heard_at) >= ALIVE {
             return Answer::LetIn;
         }
-        let since = match self.contender {
-            Some((run, since)) if run == hello.run => since,
-            _ => {
-                self.contender = Some((hello.run, now));
-                now
-            }
-        };
+        if self.contender.as_ref().is_none_or(|contender| contender.run != hello.run) {
+            self.contender = Some(Contender { run: hello.run, since: now, is_told: false });
+        }
+        let contender = self.contender.as_mut().expect("set above");
+        let is_sure = heard_at >= contender.since + SURE_AFTER;
+        let is_news = is_sure && !std::mem::replace(&mut contender.is_told, is_sure);
         // Also a machine that was copied with its memory is the same run of an agent: which of
         // the two is the copy is then told by its epoch alone, and no run is remembered.
         let can_tell = live.run != hello.run && hello.run != AgentRun::default();
-        let is_news = heard_at >= since + SURE_AFTER;
         if is_news && can_tell {
             self.fenced.truncate(FENCED_MAX - 1);
             self.fenced.push_front(hello.run);
@@ -213,6 +219,8 @@ mod tests {
         *port.0.lock().expect("no holder panics") = at(103);
         let answer = contest.judge(&hello(ONE), true, Some(&one), at(103));
         assert_eq!(answer, Answer::Fenced { is_news: true });
+        let answer = contest.judge(&hello(ONE), true, Some(&one), at(104));
+        assert_eq!(answer, Answer::Fenced { is_news: false }, "told once");
         // The run is that of the one that is let in, too.
         assert_eq!(contest.judge(&hello(ONE), false, Some(&one), at(103)), Answer::LetIn);
     }
