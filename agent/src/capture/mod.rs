@@ -57,8 +57,8 @@ pub struct Capture {
     intent: Arc<IntentMap>,
     phases: Phases,
     desk: Desk,
-    verifications: Verifications,
     sizes: Sizes,
+    verifications: Verifications,
     progress: CopyProgress,
     /// Bytes per second that a copy may read; 0 when there is no limit.
     copy_rate: AtomicU64,
@@ -76,8 +76,8 @@ impl Capture {
             intent,
             phases,
             desk: Desk::default(),
-            verifications: Verifications::default(),
             sizes: Sizes::default(),
+            verifications: Verifications::default(),
             progress: CopyProgress::default(),
             copy_rate: AtomicU64::new(0),
             released: Event::new(),
@@ -187,18 +187,21 @@ impl Capture {
             | CopyCause::Gap(
                 GapReason::CollectorBehind
                 | GapReason::SourceBehind
-                | GapReason::Resized
+                | GapReason::OutsideChange
                 | GapReason::MapInDoubt,
             ) => self.intent.doubt_all(),
-            // Of what a predecessor's copy has not brought, the bits are left.
-            CopyCause::Gap(GapReason::CopyInterrupted) => self.intent.doubt_marked(),
+            // Of what a predecessor has missed, or its copy has not brought, the bits are left.
+            CopyCause::Gap(GapReason::RingLost | GapReason::CopyInterrupted) => {
+                self.intent.doubt_marked();
+            }
+            // In the map to the leaf, or to the region where the backing store failed; what a new
+            // size leaves in doubt is marked by who has seen it.
             CopyCause::Asked
             | CopyCause::Gap(
                 GapReason::RingFull
-                | GapReason::RingLost
                 | GapReason::BackingError
-                | GapReason::OutsideChange
-                | GapReason::Paused,
+                | GapReason::Paused
+                | GapReason::Resized,
             ) => {}
         }
     }

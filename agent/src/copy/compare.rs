@@ -18,7 +18,7 @@ impl<S: Store, T: Timer> Walk<'_, S, T> {
         let mut leaves = Vec::with_capacity(nodes.node_count());
         let mut settling = Vec::with_capacity(nodes.node_count());
         for index in 0..nodes.node_count() {
-            settling.push(self.settle(node_bytes(nodes, index)).await);
+            settling.push(self.settle(node_bytes(nodes, index)).await?);
             leaves.push(self.hasher.node(node_bytes(nodes, index), &is_current).await?);
         }
         let hashes: Vec<NodeHash> = leaves.iter().map(|leaves| node_hash(leaves)).collect();

@@ -84,6 +84,7 @@ pub async fn run<S: Store, T: Timer>(volume: Arc<Volume<S>>, random: Arc<dyn Ran
                 capture.progress().get().1,
                 cause.text()
             );
+            let begun = timer.now();
             let ended = walk.run().await;
             capture.desk().close(walk.id);
             if ended.is_ok() {
@@ -91,8 +92,9 @@ pub async fn run<S: Store, T: Timer>(volume: Arc<Volume<S>>, random: Arc<dyn Ran
                 let (done, _, sent) = capture.progress().get();
                 tracing::info!(
                     volume = name,
-                    "copy ends: {done} bytes looked at, {sent} sent; the volume is whole at the \
-                     collector when this is acknowledged"
+                    "copy ends: {done} bytes looked at, {sent} sent in {:.1} s; the volume is \
+                     whole at the collector when this is acknowledged",
+                    (timer.now() - begun).as_secs_f64()
                 );
                 continue;
             }
@@ -252,16 +254,20 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
     }
 
     /// Takes a region, or leaves of it, in hand; what changes there from now on is known anew.
-    async fn settle(&self, range: ByteRange) -> Settling<'_> {
+    async fn settle(&self, range: ByteRange) -> Result<Settling<'_>, Outdated> {
         let _held = self.volume.locks().lock(range).await;
-        self.volume.capture().intent().settle(range)
+        // A copy that was outdated by a resize may have a range that is not on the volume any more.
+        if !self.is_current() {
+            return Err(Outdated);
+        }
+        Ok(self.volume.capture().intent().settle(range))
     }
 
     /// Brings leaves of a region, and gives their bytes.
     async fn bring_leaves(&self, region: ByteRange, leaves: u64) -> Result<u64, Outdated> {
         let mut bytes = 0;
         for run in runs(region, leaves) {
-            let settling = self.settle(run).await;
+            let settling = self.settle(run).await?;
             self.bring(run).await?;
             settling.done();
             bytes += run.len();
@@ -273,7 +279,7 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
     async fn bring_nodes(&self, nodes: &NodeRange) -> Result<u64, Outdated> {
         for index in 0..nodes.node_count() {
             let node = node_bytes(nodes, index);
-            let settling = self.settle(node).await;
+            let settling = self.settle(node).await?;
             self.bring(node).await?;
             settling.done();
         }
@@ -310,7 +316,7 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
     /// when the ring is full.
     async fn bring_piece(&self, range: ByteRange) -> Option<u64> {
         let held = self.volume.locks().lock(range).await;
-        // A copy that was outdated by a resize may have a range that is not on the volume any more.
+        // As in `settle`.
         if !self.is_current() {
             return None;
         }

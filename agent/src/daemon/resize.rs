@@ -27,8 +27,8 @@ pub(super) struct Outcome {
     volume: anyhow::Result<(u64, Option<Resized>)>,
     /// Its device.
     attached: Option<Attached>,
-    /// What a person should know of the device.
-    notes: Vec<String>,
+    /// What a person should know of the device; the error is why it keeps its size.
+    device: Result<Vec<String>, String>,
 }
 
 impl Owner {
@@ -71,13 +71,13 @@ impl Owner {
         let (name, events) = (volume.to_owned(), self.events.clone());
         self.begin(volume, Work::Resize(attached.clone()), move || {
             let volume = resize(&protected);
-            let notes = match (&volume, device) {
-                (Ok(_), Some(device)) => device().unwrap_or_else(|error| vec![error.to_string()]),
-                _ => Vec::new(),
+            let device = match (&volume, device) {
+                (Ok(_), Some(device)) => device().map_err(|error| error.to_string()),
+                _ => Ok(Vec::new()),
             };
             drop(protected);
             // The owner is gone when the agent stops without waiting any longer.
-            let _ = events.send(Event::Resized(name, Outcome { volume, attached, notes }, reply));
+            let _ = events.send(Event::Resized(name, Outcome { volume, attached, device }, reply));
         })
     }
 
@@ -88,12 +88,14 @@ impl Owner {
         outcome: Outcome,
         reply: Option<Sender<Answer>>,
     ) {
-        let Outcome { volume: resized, attached, mut notes } = outcome;
-        let here = |attached| Attachment::Here { attached, problem: None };
-        self.set_attachment(volume, attached.map_or(Attachment::None, here));
-        for note in &notes {
-            tracing::warn!(volume, "its device does not follow its size: {note}");
+        let Outcome { volume: resized, attached, device } = outcome;
+        let problem = device.as_ref().err().cloned();
+        if let Some(problem) = &problem {
+            tracing::warn!(volume, "its device does not follow its size: {problem}");
         }
+        let mut notes = device.unwrap_or_else(|problem| vec![problem]);
+        let here = |attached| Attachment::Here { attached, problem };
+        self.set_attachment(volume, attached.map_or(Attachment::None, here));
         self.volumes.note_resize(volume, resized.is_ok());
         let told = match resized {
             Ok((size_bytes, None)) => {

@@ -1,7 +1,7 @@
 //! Reads and writes the log's file through a [`Store`].
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tidemark_block::store::Store;
 use tidemark_block::{Chunk, Durability};
@@ -47,8 +47,8 @@ pub trait LogFiles {
 /// An open file of the log. One at a time writes it.
 pub struct IntentFile<S> {
     store: S,
-    /// The generation of each page that is on stable storage.
-    generations: Box<[AtomicU64]>,
+    /// Pages of bits that it has.
+    pages: usize,
     /// A write began and has not ended: whoever began it may have been dropped, and the write may
     /// still land. Nothing may be written over it.
     writing: AtomicBool,
@@ -67,12 +67,7 @@ impl<S: Store> IntentFile<S> {
         let content = new_file(volume, map.size_bytes());
         let store = files.make(&content)?;
         let pages = pages_in(content.len() as u64).expect("just made so");
-        Ok(Self::of(store, (0..pages).map(|_| 1)))
-    }
-
-    fn of(store: S, generations: impl Iterator<Item = u64>) -> Self {
-        let generations = generations.map(AtomicU64::new).collect();
-        Self { store, generations, writing: AtomicBool::new(false) }
+        Ok(Self { store, pages, writing: AtomicBool::new(false) })
     }
 
     /// Reads the file of a volume, and puts its bits on `map`.
@@ -87,9 +82,8 @@ impl<S: Store> IntentFile<S> {
         Header::check(header.as_slice(), volume)?;
         let mut pages = Vec::new();
         for index in 0..in_file {
-            let even = read_page(&store, place_of(index, 0)).await?;
-            let odd = read_page(&store, place_of(index, 1)).await?;
-            pages.push(Page::newer(even.as_slice(), odd.as_slice(), index)?);
+            let page = read_page(&store, place_of(index)).await?;
+            pages.push(Page::decode(page.as_slice(), index)?);
         }
         for (index, page) in pages.iter().enumerate() {
             for n in page.marked() {
@@ -99,7 +93,7 @@ impl<S: Store> IntentFile<S> {
                 }
             }
         }
-        Ok(Self::of(store, pages.iter().map(Page::generation)))
+        Ok(Self { store, pages: in_file, writing: AtomicBool::new(false) })
     }
 
     /// Writes the pages that are not as the map is, and syncs. Gives their number. The caller is
@@ -109,12 +103,11 @@ impl<S: Store> IntentFile<S> {
         if self.writing.load(Ordering::Relaxed) {
             return Err(io::Error::other("a write of it was given up before its end"));
         }
-        if pages_of(map.size_bytes()) > self.generations.len() {
+        if pages_of(map.size_bytes()) > self.pages {
             return Err(io::Error::other("it has no room for the size that the volume has now"));
         }
-        let dirty = (0..self.generations.len()).filter(|index| map.take_dirty(*index));
-        let pages: Vec<(usize, Page)> =
-            dirty.map(|index| (index, self.image(map, index))).collect();
+        let dirty = (0..self.pages).filter(|index| map.take_dirty(*index));
+        let pages: Vec<(usize, Page)> = dirty.map(|index| (index, image(map, index))).collect();
         if pages.is_empty() {
             return Ok(0);
         }
@@ -122,31 +115,28 @@ impl<S: Store> IntentFile<S> {
         for (index, page) in &pages {
             let mut chunk = Chunk::zeroed(PAGE_BYTES);
             chunk.as_mut_slice().copy_from_slice(page.as_bytes());
-            let place = place_of(*index, page.generation());
-            self.store.write_at(chunk, place, Durability::Cached).await.0?;
+            self.store.write_at(chunk, place_of(*index), Durability::Cached).await.0?;
         }
         self.store.sync().await?;
         self.writing.store(false, Ordering::Relaxed);
         for (index, page) in &pages {
-            self.generations[*index].store(page.generation(), Ordering::Relaxed);
             let first = *index as u64 * REGIONS_PER_PAGE;
             page.marked().for_each(|n| map.region(first + n).set());
         }
         Ok(pages.len() as u64)
     }
+}
 
-    /// What a page has to hold.
-    fn image(&self, map: &IntentMap, index: usize) -> Page {
-        let generation = self.generations[index].load(Ordering::Relaxed) + 1;
-        let mut page = Page::empty(index, generation);
-        let first = index as u64 * REGIONS_PER_PAGE;
-        let regions = first..map.regions().min(first + REGIONS_PER_PAGE);
-        for region in regions.filter(|region| map.region(*region).is_marked()) {
-            page.mark(region - first);
-        }
-        page.seal();
-        page
+/// What a page has to hold.
+fn image(map: &IntentMap, index: usize) -> Page {
+    let mut page = Page::empty(index);
+    let first = index as u64 * REGIONS_PER_PAGE;
+    let regions = first..map.regions().min(first + REGIONS_PER_PAGE);
+    for region in regions.filter(|region| map.region(*region).is_marked()) {
+        page.mark(region - first);
     }
+    page.seal();
+    page
 }
 
 async fn read_page<S: Store>(store: &S, at: u64) -> io::Result<Chunk> {

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! page 0             header: the volume
-//! page 1 + 2 n       bits of regions 32,512 n and following, written by even generations
-//! page 2 + 2 n       the same, written by odd generations
+//! page 1 + n         bits of regions 31,360 n and following
 //! ```
-//! All pages have 4 KiB. The newer good one of the two counts. A page is written over the older of
-//! the two, and synced before it is written again: a write that is cut off or torn leaves the newer
-//! one, which lacks only bits that nobody has relied on, and may have bits that were cleared since.
-//! When neither is good, or the header is not that of this volume, nothing can be said of the
-//! volume: it is compared whole.
+//! A page has 4 KiB, in eight sectors that each stand for themselves: bits and a checksum. Pages are
+//! written in their places, and synced before they are written again. A write that is cut off
+//! leaves of each sector the old one or the new one, whichever arrived: the old one lacks only bits
+//! that nobody has relied on yet, and may have bits that were cleared since. So no second place is
+//! needed, where a disk writes a sector whole or not at all. Where it does not, or damages one
+//! later, the checksum tells, and nothing can be said of the volume: it is compared whole, as when
+//! the header is not that of this volume. A second place could not help: what is older may lack
+//! bits that somebody relied on.
 //!
 //! The header is written once, before the file gets its name. A file has room for more regions than
 //! its volume has, so that one that grows keeps it; bits behind the end of the volume say nothing.
@@ -29,15 +31,20 @@ pub const PAGE_BYTES: usize = 4096;
 pub const VERSION: u32 = 1;
 
 const FILE_MAGIC: [u8; 8] = *b"TDMINTNT";
-const PAGE_MAGIC: u32 = u32::from_le_bytes(*b"TDMi");
-const BITS_BYTES: usize = PAGE_BYTES - 32;
+const SECTOR_MAGIC: u32 = u32::from_le_bytes(*b"TDMi");
+/// What a disk writes whole or not at all, in bytes.
+const SECTOR_BYTES: usize = 512;
+const SECTORS: usize = PAGE_BYTES / SECTOR_BYTES;
+const BITS_BYTES: usize = SECTOR_BYTES - 16;
+const REGIONS_PER_SECTOR: u64 = BITS_BYTES as u64 * 8;
 
 /// Regions that one page has the bits of.
-pub const REGIONS_PER_PAGE: u64 = BITS_BYTES as u64 * 8;
+pub const REGIONS_PER_PAGE: u64 = REGIONS_PER_SECTOR * SECTORS as u64;
 /// Pages of the largest volume.
+#[allow(clippy::cast_possible_truncation, reason = "some thousands")]
 pub const PAGES_MAX: usize = VOLUME_BYTES_MAX.div_ceil(REGION_BYTES * REGIONS_PER_PAGE) as usize;
 
-/// Pages of bits in a new file, at least: 1 TiB, in 68 KiB.
+/// Pages of bits in a new file, at least: those of 980 GiB, in 36 KiB.
 const PAGES_MIN: usize = 8;
 
 /// The page that has a region's bit.
@@ -56,15 +63,15 @@ pub fn pages_of(size_bytes: u64) -> usize {
 /// Pages of bits in a file of so many bytes; `None` when no file has that length.
 #[must_use]
 pub fn pages_in(file_bytes: u64) -> Option<usize> {
-    let pages = (file_bytes / PAGE_BYTES as u64).checked_sub(1)? / 2;
-    let whole = (1 + 2 * pages) * PAGE_BYTES as u64 == file_bytes;
+    let pages = (file_bytes / PAGE_BYTES as u64).checked_sub(1)?;
+    let whole = file_bytes.is_multiple_of(PAGE_BYTES as u64);
     usize::try_from(pages).ok().filter(|pages| whole && *pages <= PAGES_MAX)
 }
 
-/// Where a generation of a page is written, in bytes.
+/// Where a page is, in bytes.
 #[must_use]
-pub fn place_of(page: usize, generation: u64) -> u64 {
-    (1 + 2 * page as u64 + generation % 2) * PAGE_BYTES as u64
+pub fn place_of(page: usize) -> u64 {
+    (1 + page as u64) * PAGE_BYTES as u64
 }
 
 /// The first page.
@@ -98,8 +105,8 @@ pub enum Doubt {
     /// It is that of another volume.
     #[error("it is that of volume {0}")]
     Volume(VolumeId),
-    /// Neither place of a page is good.
-    #[error("both copies of its page {0} are damaged")]
+    /// A sector is damaged.
+    #[error("its page {0} is damaged")]
     Page(usize),
 }
 
@@ -145,81 +152,82 @@ impl Header {
     }
 }
 
-/// The bits of some regions.
+/// The bits of some regions, as they are on disk.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-pub struct Page {
+pub struct Sector {
     magic: U32,
+    /// Counted through all pages.
     index: U32,
-    generation: U64,
-    reserved: U64,
     /// XXH3-64 of the bytes before it and of those behind it.
     sum: U64,
     bits: [u8; BITS_BYTES],
 }
 
+const _: () = assert!(size_of::<Sector>() == SECTOR_BYTES);
+const _: () = assert!(offset_of!(Sector, sum) == 8 && offset_of!(Sector, bits) == 16);
+
+impl Sector {
+    fn compute_sum(&self) -> u64 {
+        let bytes = self.as_bytes();
+        checksum::sum_parts(&[&bytes[..offset_of!(Self, sum)], &bytes[offset_of!(Self, bits)..]])
+    }
+
+    fn is_good(&self, index: usize) -> bool {
+        self.magic.get() == SECTOR_MAGIC
+            && self.index.get() as usize == index
+            && self.sum.get() == self.compute_sum()
+    }
+}
+
+/// A page of bits.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct Page([Sector; SECTORS]);
+
 const _: () = assert!(size_of::<Page>() == PAGE_BYTES);
-const _: () = assert!(offset_of!(Page, sum) == 24 && offset_of!(Page, bits) == 32);
 
 impl Page {
     /// A page without a bit, not sealed.
     #[must_use]
-    pub fn empty(index: usize, generation: u64) -> Self {
+    pub fn empty(index: usize) -> Self {
         let mut page = Self::new_zeroed();
-        page.magic = PAGE_MAGIC.into();
-        page.index = u32::try_from(index).expect("at most PAGES_MAX").into();
-        page.generation = generation.into();
+        for (n, sector) in page.0.iter_mut().enumerate() {
+            sector.magic = SECTOR_MAGIC.into();
+            sector.index = u32::try_from(index * SECTORS + n).expect("of PAGES_MAX pages").into();
+        }
         page
     }
 
     /// Sets the bit of the page's `n`th region.
     pub fn mark(&mut self, n: u64) {
-        let n = usize::try_from(n).expect("of this page");
-        self.bits[n / 8] |= 1 << (n % 8);
+        let (sector, bit) = (n / REGIONS_PER_SECTOR, n % REGIONS_PER_SECTOR);
+        let place = |n: u64| usize::try_from(n).expect("of this page");
+        self.0[place(sector)].bits[place(bit / 8)] |= 1 << (bit % 8);
     }
 
     /// The numbers of the regions of this page that have a bit, from its first one on.
     pub fn marked(&self) -> impl Iterator<Item = u64> {
-        let bytes = self.bits.iter().enumerate().filter(|(_, byte)| **byte != 0);
-        bytes.flat_map(|(at, byte)| {
-            (0..8).filter(move |bit| byte & (1 << bit) != 0).map(move |bit| at as u64 * 8 + bit)
+        let bytes = self.0.iter().flat_map(|sector| sector.bits).enumerate();
+        bytes.filter(|(_, byte)| *byte != 0).flat_map(|(at, byte)| {
+            let set = (0..8).filter(move |bit| byte & (1 << bit) != 0);
+            set.map(move |bit| at as u64 * 8 + bit)
         })
     }
 
-    /// Its generation.
-    #[must_use]
-    pub fn generation(&self) -> u64 {
-        self.generation.get()
-    }
-
-    /// Makes its checksum.
+    /// Makes its checksums.
     pub fn seal(&mut self) {
-        self.sum = self.compute_sum().into();
+        self.0.iter_mut().for_each(|sector| sector.sum = sector.compute_sum().into());
     }
 
-    fn compute_sum(&self) -> u64 {
-        let bytes = self.as_bytes();
-        checksum::sum_parts(&[&bytes[..offset_of!(Page, sum)], &bytes[offset_of!(Page, bits)..]])
-    }
-
-    /// Decodes a place of page `index`; `None` when it holds no good page.
-    #[must_use]
-    pub fn decode(place: &[u8], index: usize) -> Option<Self> {
-        let page = Self::read_from_bytes(place).ok()?;
-        let good = page.magic.get() == PAGE_MAGIC
-            && page.index.get() as usize == index
-            && page.sum.get() == page.compute_sum();
-        good.then_some(page)
-    }
-
-    /// The page that counts, of what its two places hold.
+    /// Page `index`, as it was read from its place.
     ///
     /// # Errors
-    /// [`Doubt::Page`] when neither is good.
-    pub fn newer(even: &[u8], odd: &[u8], index: usize) -> Result<Self, Doubt> {
-        let even = Self::decode(even, index).filter(|page| page.generation() % 2 == 0);
-        let odd = Self::decode(odd, index).filter(|page| page.generation() % 2 == 1);
-        even.into_iter().chain(odd).max_by_key(Self::generation).ok_or(Doubt::Page(index))
+    /// [`Doubt::Page`] when anything of it is damaged.
+    pub fn decode(place: &[u8], index: usize) -> Result<Self, Doubt> {
+        let page = Self::read_from_bytes(place).map_err(|_| Doubt::Page(index))?;
+        let is_good = |(n, sector): (usize, &Sector)| sector.is_good(index * SECTORS + n);
+        if page.0.iter().enumerate().all(is_good) { Ok(page) } else { Err(Doubt::Page(index)) }
     }
 }
 
@@ -229,9 +237,8 @@ pub fn new_file(volume: VolumeId, size_bytes: u64) -> Vec<u8> {
     let mut file = Header::new(volume).as_bytes().to_vec();
     let pages = (2 * pages_of(size_bytes)).clamp(PAGES_MIN, PAGES_MAX);
     for index in 0..pages {
-        let mut page = Page::empty(index, 1);
+        let mut page = Page::empty(index);
         page.seal();
-        file.extend([0; PAGE_BYTES]);
         file.extend(page.as_bytes());
     }
     file

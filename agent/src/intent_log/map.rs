@@ -19,7 +19,7 @@ use tidemark_block::engine::Event;
 use tidemark_wire::compare::{LEAF_BYTES, NODE_BYTES, NODE_LEAVES};
 use tidemark_wire::limits::VOLUME_BYTES_MAX;
 
-use super::format::{PAGES_MAX, REGIONS_PER_PAGE, page_of};
+use super::format::{PAGES_MAX, REGIONS_PER_PAGE, page_of, pages_of};
 use super::region::{Epochs, Region};
 
 /// Bytes of a region.
@@ -143,6 +143,9 @@ impl IntentMap {
         // Release pairs with the load in `size_bytes`.
         self.size_bytes.store(size_bytes, Ordering::Release);
         (self.regions()..old).for_each(|region| self.forget(region));
+        if let Some(last) = self.regions().checked_sub(1) {
+            self.forget_behind_end(last);
+        }
     }
 
     /// Number of regions, the last of which may be shorter than the others.
@@ -228,9 +231,9 @@ impl IntentMap {
 
     /// The same of every page.
     pub(super) fn touch_all(&self) {
-        (0..self.regions())
-            .step_by(REGIONS_PER_PAGE as usize)
-            .for_each(|region| self.touch(region));
+        let pages = &self.dirty[..pages_of(self.size_bytes())];
+        // Release as in `touch`.
+        pages.iter().for_each(|dirty| dirty.store(true, Ordering::Release));
     }
 
     /// Wants the bit of a region; whoever writes the page next writes it, too.

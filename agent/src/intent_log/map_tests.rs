@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation, reason = "a test runs where usize has 64 bits")]
+
 use proptest::prelude::*;
 
 use super::*;
@@ -15,7 +17,7 @@ fn listed(map: &IntentMap) -> Vec<(u64, Differs)> {
     let mut all = Vec::new();
     let mut from = 0;
     while let Some(Differing { region, what }) = map.next_differing(from) {
-        assert!(region.end() == SIZE || region.len() == REGION_BYTES);
+        assert!(region.end() == map.size_bytes() || region.len() == REGION_BYTES);
         all.push((region.start() / REGION_BYTES, what));
         from = region.end();
     }
@@ -77,12 +79,26 @@ fn what_a_flush_covers_ended_before_it_began() {
     let failed = map.flush_begins();
     let _ = failed;
     assert_eq!(of(&map), [0, 2], "a flush that did not end well covers nothing");
-    map.doubt_unflushed();
+    map.doubt_unflushed(map.flushed());
     assert_eq!(listed(&map), [(0, Differs::Doubt), (2, Differs::Doubt)]);
     let flush = map.flush_begins();
     map.flush_ended(flush);
     assert!(of(&map).is_empty());
     assert_eq!(listed(&map).len(), 2, "what failed once is not made good by a later flush");
+}
+
+#[test]
+fn a_flush_that_overlaps_one_that_failed_makes_nothing_good() {
+    let map = IntentMap::volatile(SIZE);
+    drop(map.enter(range(0, 1)));
+    let good = map.flushed();
+    let failing = map.flush_begins();
+    let other = map.flush_begins();
+    assert!(failing < other);
+    // The kernel has told the first one of the error, and says so to nobody else.
+    map.flush_ended(other);
+    map.doubt_unflushed(good);
+    assert_eq!(listed(&map), [(0, Differs::Doubt)]);
 }
 
 #[test]
@@ -113,6 +129,23 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         (0..REGIONS, any::<bool>()).prop_map(|(region, done)| Step::SettleWhole { region, done }),
     ]
+}
+
+#[test]
+fn what_lies_behind_a_new_end_differs_no_more() {
+    let map = IntentMap::volatile(SIZE);
+    map.miss(range(REGION_BYTES, 4 * LEAF_BYTES));
+    map.doubt(range(2 * REGION_BYTES, 1));
+    map.resize(REGION_BYTES + LEAF_BYTES + 512);
+    assert_eq!(listed(&map), [(1, Differs::Leaves(0b11))]);
+    assert_eq!(map.differing_bytes(), 2 * LEAF_BYTES);
+    map.resize(REGION_BYTES);
+    assert_eq!((listed(&map), map.differing_bytes()), (Vec::new(), 0));
+    map.resize(SIZE);
+    assert_eq!((listed(&map), map.differing_bytes()), (Vec::new(), 0));
+    map.resize(1 << 45);
+    map.doubt(range((1 << 45) - 1, 1));
+    assert_eq!(map.differing_bytes(), REGION_BYTES);
 }
 
 proptest! {
@@ -160,10 +193,10 @@ proptest! {
                 }
             }
             let mut expected = Vec::new();
-            for region in 0..REGIONS as usize {
+            for (region, is_doubted) in doubted.iter().enumerate() {
                 let bit = |leaf: usize| lacking.get(region * 64 + leaf).copied().unwrap_or(false);
                 let bits = (0..64).filter(|leaf| bit(*leaf)).fold(0_u64, |all, leaf| all | 1 << leaf);
-                if doubted[region] {
+                if *is_doubted {
                     expected.push((region as u64, Differs::Doubt));
                 } else if bits != 0 {
                     expected.push((region as u64, Differs::Leaves(bits)));

@@ -1,5 +1,6 @@
 //! Changes and copies on the map: who enters a region, and what is known to differ.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidemark_block::ByteRange;
@@ -53,6 +54,10 @@ impl Drop for Settling<'_> {
             return;
         }
         let region = self.entered.range.start() / REGION_BYTES;
+        // The volume may have got smaller since.
+        if region >= self.entered.map.regions() {
+            return;
+        }
         match self.was {
             Differs::Doubt => self.entered.map.doubt_region(region),
             Differs::Leaves(leaves) => self.entered.map.lack(region, leaves),
@@ -81,10 +86,17 @@ impl IntentMap {
         regions(range).all(|region| self.region(region).is_set())
     }
 
+    /// The regions of the volume that a range touches.
+    fn regions_of(&self, range: ByteRange) -> Range<u64> {
+        let regions = regions(range);
+        let end = regions.end.min(self.regions());
+        regions.start.min(end)..end
+    }
+
     /// A change of the stream is missing at the collector: it was not captured, or its record will
     /// not be sent. To be said while the change is in flight, or before its record is released.
     pub fn miss(&self, range: ByteRange) {
-        for region in regions(range).filter(|region| *region < self.regions()) {
+        for region in self.regions_of(range) {
             if let Some(part) = self.bytes_of(region).intersect(range) {
                 self.lack(region, leaves_of(part));
             }
@@ -105,7 +117,7 @@ impl IntentMap {
     /// would be followed by that, too.
     pub fn doubt(&self, range: ByteRange) {
         let mut all_set = true;
-        for region in regions(range).filter(|region| *region < self.regions()) {
+        for region in self.regions_of(range) {
             all_set &= self.doubt_one(region);
         }
         if !all_set {
@@ -127,10 +139,11 @@ impl IntentMap {
         }
     }
 
-    /// A flush of the backing store failed: what was changed since the last good one may hold
-    /// anything, and has to be compared.
-    pub fn doubt_unflushed(&self) {
-        let good = self.epochs().good();
+    /// A write, or a flush, of the backing store failed: what was changed since the flush of `good`
+    /// may hold anything, and has to be compared. For a flush that is the newest that had succeeded
+    /// when it began: the kernel tells one of two flushes that overlap of the error, and the other
+    /// one that all is well.
+    pub fn doubt_unflushed(&self, good: FlushEpoch) {
         for region in 0..self.regions() {
             if self.region(region).is_unflushed(good) {
                 self.doubt_region(region);
@@ -201,6 +214,14 @@ impl IntentMap {
         subtract(self.lacking(), u64::from(were.count_ones()));
     }
 
+    /// No leaf behind the end of the volume, of whose regions this is the last, is known to be
+    /// missing.
+    pub(super) fn forget_behind_end(&self, region: u64) {
+        let within = leaves_of(self.bytes_of(region));
+        let were = self.leaves(region).fetch_and(within, Ordering::AcqRel);
+        subtract(self.lacking(), u64::from((were & !within).count_ones()));
+    }
+
     /// Clears the bits of all regions that are known to be equal, and gives their number.
     pub(super) fn clear(&self, until: ClearUntil) -> u64 {
         let clear = |region: &u64| {
@@ -226,6 +247,12 @@ impl IntentMap {
         let doubted = self.doubted().load(Ordering::Relaxed) * REGION_BYTES;
         let lacking = self.lacking().load(Ordering::Relaxed) * LEAF_BYTES;
         (doubted + lacking).min(self.size_bytes())
+    }
+
+    /// The newest flush of the backing store that succeeded.
+    #[must_use]
+    pub fn flushed(&self) -> FlushEpoch {
+        self.epochs().good()
     }
 
     /// A flush of the backing store begins.

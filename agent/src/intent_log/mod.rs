@@ -267,3 +267,6 @@ impl<S: Store> IntentLog<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod crash_tests;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tidemark_block::ByteRange;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::{self, FrameKind};
+use tidemark_wire::limits::VOLUME_BYTES_MAX;
 use tidemark_wire::session::{Hello, Lineage, Progress, Welcome};
 use tidemark_wire::{Epoch, RecordHeader, RecordKind, Seq};
 
@@ -17,6 +18,7 @@ use super::incoming::{Event, StreamError};
 use super::session::{Known, PendingTokens, Verdict, Window, judge};
 use super::wishes::Wishes;
 use super::{Drained, Orders, ShipperParts, is_drained};
+use crate::capture::Capture;
 use crate::capture::desk::QUESTIONS_MAX;
 use crate::capture::phase::{CopyCause, Phase};
 use crate::ring::order::Ticket;
@@ -68,29 +70,6 @@ pub fn hello(parts: &ShipperParts, past: &Past) -> Hello {
         name: capture.name().to_owned(),
         run: parts.run,
     }
-}
-
-/// What follows from a welcome, also for a disk that has another size.
-fn decide(
-    parts: &ShipperParts,
-    consumer: &mut Consumer,
-    past: &Past,
-    hello: &Hello,
-    welcome: &Welcome,
-) -> Verdict {
-    let capture = &parts.capture;
-    let known = Known {
-        copied: parts.state.get().copied,
-        phase: capture.phases().phase(),
-        sent: past.sent,
-        is_first: past.is_first,
-    };
-    let verdict = judge(hello, welcome, &known);
-    let resizes = || consumer.resizes_after(welcome.durable);
-    if matches!(verdict, Verdict::CopyAnew(_)) || capture.continues(welcome.size_bytes, resizes) {
-        return verdict;
-    }
-    Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized))
 }
 
 /// Says what a person has to know of a machine or a collector that was put back.
@@ -189,7 +168,13 @@ impl<'a> Session<'a> {
         welcome: &Welcome,
     ) -> Result<Self, StreamError> {
         let capture = &parts.capture;
-        let verdict = decide(parts, consumer, past, hello, welcome);
+        let known = Known {
+            copied: parts.state.get().copied,
+            phase: capture.phases().phase(),
+            sent: past.sent,
+            is_first: past.is_first,
+        };
+        let verdict = sized(judge(hello, welcome, &known), capture, consumer, welcome);
         warn_of_lineage(capture.name(), hello, welcome);
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
@@ -364,8 +349,8 @@ impl<'a> Session<'a> {
             let begins_span = matches!(kind, Some(RecordKind::Gap | RecordKind::ResyncBegin));
             if let Some(until) = self.drop_until {
                 if record.ticket < until || !begins_span || seq <= self.last_sent {
-                    let missing = missing(&record.header);
-                    self.drop_record(consumer, missing, seq);
+                    self.note_missing(&record.header);
+                    self.drop_record(consumer, seq);
                     continue;
                 }
                 self.drop_until = None;
@@ -377,12 +362,35 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// What the collector lacks when it does not get a record; marked before that is released.
+    fn note_missing(&self, header: &RecordHeader) {
+        let map = self.parts.capture.intent();
+        let (offset, len) = (header.offset_bytes.get(), header.len_bytes.get());
+        match header.kind() {
+            Some(
+                RecordKind::Write
+                | RecordKind::WriteZeroes
+                | RecordKind::Trim
+                | RecordKind::ReadBack
+                | RecordKind::Unreadable,
+            ) => {
+                if let Some(range) = ByteRange::new(offset, len) {
+                    map.miss(range);
+                }
+            }
+            Some(RecordKind::Resize) => {
+                let kept = len.min(header.aux.get());
+                if let Some(behind) = ByteRange::between(kept, VOLUME_BYTES_MAX) {
+                    map.doubt(behind);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// A record that continues nothing: the copy that follows brings what it says, since that is
     /// marked before the record is released.
-    fn drop_record(&self, consumer: &mut Consumer, missing: Option<ByteRange>, seq: Seq) {
-        if let Some(range) = missing {
-            self.parts.capture.intent().miss(range);
-        }
+    fn drop_record(&self, consumer: &mut Consumer, seq: Seq) {
         consumer.release_through(seq);
         self.parts.capture.released().notify_all();
     }
@@ -452,23 +460,15 @@ impl<'a> Session<'a> {
     }
 }
 
-/// What the collector lacks when it does not get a record.
-fn missing(header: &RecordHeader) -> Option<ByteRange> {
-    match header.kind()? {
-        RecordKind::Write
-        | RecordKind::WriteZeroes
-        | RecordKind::Trim
-        | RecordKind::ReadBack
-        | RecordKind::Unreadable => {
-            ByteRange::new(header.offset_bytes.get(), header.len_bytes.get())
-        }
-        // What lay behind the smaller size is not what lies there now.
-        RecordKind::Resize => {
-            let (new_bytes, old_bytes) = (header.len_bytes.get(), header.aux.get());
-            ByteRange::between(new_bytes.min(old_bytes), new_bytes.max(old_bytes))
-        }
-        _ => None,
+/// The verdict, unless the sizes that are in the ring do not follow that of the collector's volume.
+fn sized(verdict: Verdict, capture: &Capture, consumer: &Consumer, welcome: &Welcome) -> Verdict {
+    let resizes = || consumer.resizes_after(welcome.durable);
+    let drops_all = matches!(verdict, Verdict::CopyAnew(_));
+    if drops_all || capture.continues(welcome.size_bytes, resizes) {
+        return verdict;
     }
+    capture.intent().doubt_all();
+    Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized))
 }
 
 /// Sends one message.
