@@ -12,7 +12,7 @@ use std::time::Duration;
 use tidemark_wire::body::Resync;
 use tidemark_wire::instruct::{InstructId, Verified};
 use tidemark_wire::session::{Progress, Standing};
-use tidemark_wire::{Epoch, Seq, VolumeId};
+use tidemark_wire::{AgentId, AgentRun, Epoch, Seq, VolumeId};
 
 use super::manifest::Manifest;
 use super::port::SessionPort;
@@ -50,6 +50,10 @@ pub struct Live {
     pub epoch: Epoch,
     /// Who sends, for people.
     pub peer: String,
+    /// Its installation.
+    pub agent: AgentId,
+    /// Its process.
+    pub run: AgentRun,
     /// How it is answered.
     pub port: Arc<dyn SessionPort>,
 }

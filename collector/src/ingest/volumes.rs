@@ -173,12 +173,15 @@ impl<S: Storage> Volumes<S> {
             journal: self.new_journal_id(),
             timeline: Timeline(1),
             epoch: Epoch(0),
+            heard: Epoch(0),
+            compare_next: false,
             agent: hello.agent,
             created: self.ground.clock.wall(),
             policy: Overrides::default(),
             retired: None,
             seeded: false,
         };
+        self.warn_of_namesakes(&entries, hello);
         let made = self
             .ground
             .storage
@@ -187,6 +190,22 @@ impl<S: Storage> Volumes<S> {
             .and_then(|()| manifest.store(&self.ground.storage, &dir))
             .and_then(|()| self.start(&mut entries, manifest));
         made.map_err(|error| unavailable(error.to_string()))
+    }
+
+    /// A new volume with the name of one that is known: maybe the same disk, whose agent has lost
+    /// its state.
+    fn warn_of_namesakes(&self, entries: &BTreeMap<VolumeId, Entry<S>>, hello: &Hello) {
+        let name = &hello.name;
+        for other in entries.values().filter(|entry| entry.volume.name() == *name) {
+            let (new, known) = (hello.volume, other.volume.id());
+            let text = format!(
+                "an agent brings a new volume {name} (id {new}), and there is another one of that \
+                 name (id {known}), which stays as it is. If it is the same disk, its agent has \
+                 lost its state_dir: put it back, or retire the old one by its id: tidemark volume \
+                 retire {known}"
+            );
+            self.ground.observer.event(Severity::Warning, Some(name), text);
+        }
     }
 
     fn start(
