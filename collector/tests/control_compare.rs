@@ -32,7 +32,7 @@ fn stand(agent: &mut Agent, state: StandingState, differing_bytes: u64) {
     let reason = (state != StandingState::Whole).then_some(GapReason::RingFull);
     let mut body = Vec::new();
     let since = WallMicros(1_000_000);
-    Standing { state, reason, since, differing_bytes }.encode(&mut body);
+    Standing { state, reason, since, differing_bytes, compare_next: false }.encode(&mut body);
     agent.send(FrameKind::Standing, &body);
 }
 
