@@ -105,10 +105,11 @@ mod tests {
         let mut before = kept.get().reserved_until;
         for round in 3..6 {
             assert!(stamp() < before);
-            assert_eq!(keep(&mut numbers, RESERVE_EVERY * round - Duration::from_secs(1)), before);
             let after = keep(&mut numbers, RESERVE_EVERY * round);
             assert!(after > before);
             assert!((before..after).contains(&stamp()), "round {round}");
+            let soon = RESERVE_EVERY * round + Duration::from_secs(1);
+            assert_eq!(keep(&mut numbers, soon), after, "not due yet");
             before = after;
         }
     }
