@@ -25,6 +25,9 @@ const IDLE: Duration = Duration::from_millis(50);
 /// Rest after a frame that was not full, so that a trickle of small writes goes out as a thousand
 /// frames a second at most: each one costs the collector a sync. It makes RPO worse by as much.
 const LINGER: Duration = Duration::from_millis(1);
+/// How often the collector is told how the stream stands, also when that is as before: while it
+/// is not whole no token is answered, and an agent that is silent counts as lost.
+const STANDING_EVERY: Duration = Duration::from_secs(20);
 /// How often the collector is told how far a copy is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often the log says so.
@@ -109,6 +112,7 @@ pub struct Session<'a> {
     asked: usize,
     /// What the collector was told of the stream.
     standing: Option<Standing>,
+    next_standing: Duration,
     next_progress: Duration,
     next_progress_log: Duration,
 }
@@ -176,6 +180,7 @@ impl<'a> Session<'a> {
             drop_until,
             asked: 0,
             standing: None,
+            next_standing: parts.clock.monotonic(),
             next_progress: parts.clock.monotonic(),
             next_progress_log: parts.clock.monotonic() + PROGRESS_LOG_EVERY,
         };
@@ -405,10 +410,11 @@ impl<'a> Session<'a> {
 
     fn say_standing(&mut self, writer: &mut dyn Write) -> Result<(), StreamError> {
         let standing = self.parts.capture.standing();
-        if self.standing == Some(standing) {
+        let now = self.parts.clock.monotonic();
+        if self.standing == Some(standing) && now < self.next_standing {
             return Ok(());
         }
-        self.standing = Some(standing);
+        (self.standing, self.next_standing) = (Some(standing), now + STANDING_EVERY);
         say(writer, FrameKind::Standing, |body| standing.encode(body))
     }
 
