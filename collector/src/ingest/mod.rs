@@ -14,7 +14,7 @@
 
 pub mod change;
 pub mod compare;
-mod connection;
+pub mod connection;
 pub mod erase;
 pub mod manifest;
 pub mod observer;
