@@ -18,6 +18,7 @@ pub mod error;
 pub mod frame;
 pub mod id;
 pub mod limits;
+pub mod planted;
 pub mod record;
 pub mod session;
 

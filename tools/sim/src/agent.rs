@@ -1,0 +1,262 @@
+//! The protected machine: its agent's process, and what outlives that.
+//!
+//! The process is the shipped volume, ring, capture, copier and shipper, opened by the shipped
+//! `open_on`; its tasks end together. A kill drops them wherever they are. What stays are the
+//! disk, the ring's file (tmpfs, real) and the state file (real; every store counts as durable).
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemark_agent::backing_mark::Change;
+use tidemark_agent::capture::phase::Phase;
+use tidemark_agent::clock::Clock;
+use tidemark_agent::copy;
+use tidemark_agent::daemon::open::{RingPlace, begun, new_state, open_on};
+use tidemark_agent::daemon::running::{is_late, keep_clean};
+use tidemark_agent::random::Random;
+use tidemark_agent::ring::{Ring, RingSpec};
+use tidemark_agent::shipper::{Drained, Orders, ShipperParts, VolumeFacts};
+use tidemark_agent::state::{KeptState, StateFile, VolumeState};
+use tidemark_agent::volume::Volume;
+use tidemark_block::store::Store;
+use tidemark_collector::storage::pages::Pages;
+use tidemark_wire::body::GapReason;
+use tidemark_wire::{AgentId, VolumeId};
+
+use crate::disk::SimStore;
+use crate::executor::Group;
+use crate::figures::Step;
+use crate::guest;
+use crate::ship::{self, Shipping};
+use crate::time::CopyTimer;
+use crate::world::World;
+
+pub(crate) const VOLUME: VolumeId = VolumeId::from_bytes([7; 16]);
+pub(crate) const NAME: &str = "data";
+const AGENT: AgentId = AgentId::from_bytes([1; 16]);
+/// How long a stop waits for the collector, as the daemon's does.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// No process. It is started at this time.
+    Down {
+        until: Duration,
+    },
+    /// The volume is being opened.
+    Opening,
+    Up,
+    /// The process stops in order.
+    Stopping,
+    /// It has stopped, its ring is of no more use, or is.
+    Stopped {
+        is_clean: bool,
+    },
+}
+
+/// A process that serves.
+#[derive(Clone)]
+pub(crate) struct Process {
+    pub(crate) volume: Arc<Volume<SimStore>>,
+    pub(crate) state: Arc<KeptState>,
+    orders: Rc<Cell<Orders>>,
+    drained: Rc<Cell<Option<Drained>>>,
+}
+
+impl Process {
+    /// True when nothing is missing at the collector, as far as the agent knows.
+    pub(crate) fn is_whole(&self) -> bool {
+        let capture = self.volume.capture();
+        let is_whole = matches!(capture.phases().phase(), Phase::Whole { .. });
+        is_whole && capture.is_on() && self.state.get().copied && capture.ring().is_empty()
+    }
+}
+
+/// See the module's documentation.
+pub(crate) struct AgentMachine {
+    dir: PathBuf,
+    boot: Cell<u8>,
+    ring_slots: u32,
+    /// The disk was changed while there was no process, and its mark says so.
+    is_changed: Cell<bool>,
+    pub(crate) status: Cell<Status>,
+    pub(crate) process: RefCell<Option<Process>>,
+}
+
+impl AgentMachine {
+    /// A machine that keeps its files in an empty directory on tmpfs.
+    pub(crate) fn new(dir: PathBuf, ring_slots: u32) -> Self {
+        let status = Cell::new(Status::Down { until: Duration::ZERO });
+        Self {
+            dir,
+            boot: Cell::new(1),
+            ring_slots,
+            is_changed: Cell::new(false),
+            status,
+            process: RefCell::default(),
+        }
+    }
+
+    fn ring_path(&self) -> PathBuf {
+        self.dir.join("ring")
+    }
+
+    fn ring_spec(&self) -> RingSpec {
+        let boot_id = [self.boot.get(); 16];
+        RingSpec { volume: VOLUME, ring_bytes: 1 << 20, slots: self.ring_slots, boot_id }
+    }
+
+    pub(crate) fn start(&self, world: &Rc<World>) {
+        self.status.set(Status::Opening);
+        world.trace.say(|| "agent: starts".into());
+        let theirs = Rc::clone(world);
+        world.executor.spawn(Group::Agent, Step::Open, async move {
+            if let Err(error) = open(&theirs).await {
+                theirs.breaks(format!("the agent does not start: {error:#}"));
+            }
+        });
+    }
+
+    /// Drops the process; what it had in flight lands or not.
+    pub(crate) fn kill(&self, world: &World, restart_after: Duration) {
+        world.disk.agent_died();
+        self.end(world, restart_after);
+    }
+
+    /// The machine loses its power.
+    pub(crate) fn cut_power(&self, world: &World, restart_after: Duration) {
+        world.network.silence();
+        world.disk.power_cut();
+        self.end(world, restart_after);
+        self.boot.set(self.boot.get() + 1);
+        // A file system in memory is gone; but one may be put back by whoever sets the machine up.
+        if world.random.chance(70) && self.ring_path().exists() {
+            std::fs::remove_file(self.ring_path()).expect("a file of ours");
+        }
+    }
+
+    /// Takes the process away once its stop has ended.
+    pub(crate) fn finish_stop(&self, world: &World, is_clean: bool, restart_after: Duration) {
+        self.end(world, restart_after);
+        if is_clean {
+            // Nobody has it any more.
+            Ring::discard(&self.ring_path()).expect("a ring of ours");
+        }
+    }
+
+    fn end(&self, world: &World, restart_after: Duration) {
+        world.model.all_gone();
+        world.guest.cut_off();
+        drop(self.process.take());
+        world.executor.kill(Group::Agent);
+        self.status.set(Status::Down { until: world.time.now() + restart_after });
+    }
+
+    /// Somebody puts an older image on the disk; false while there is a process.
+    pub(crate) fn put_back(&self, world: &World, image: &Pages) -> bool {
+        if !matches!(self.status.get(), Status::Down { .. }) {
+            return false;
+        }
+        world.disk.put_back(image);
+        self.is_changed.set(true);
+        true
+    }
+
+    /// What the disk's mark tells the next process, as `look_at_backing` does.
+    fn look(&self, was: &VolumeState) -> Option<Change> {
+        let is_changed = self.is_changed.take();
+        (is_changed && was.copied).then_some(Change::Doubt("an older image was put on it"))
+    }
+
+    /// Begins to stop the process in order.
+    pub(crate) fn stop(&self, world: &Rc<World>) {
+        let Some(process) = self.process.borrow().clone() else { return };
+        self.status.set(Status::Stopping);
+        let theirs = Rc::clone(world);
+        world.executor.spawn(Group::Agent, Step::Stop, async move {
+            let is_clean = stop(&theirs, &process).await;
+            theirs.trace.say(|| format!("agent: stopped, clean: {is_clean}"));
+            theirs.agent.status.set(Status::Stopped { is_clean });
+        });
+    }
+}
+
+async fn open(world: &Rc<World>) -> anyhow::Result<()> {
+    let machine = &world.agent;
+    let file = StateFile::new(&machine.dir, NAME);
+    let was = file.load()?.unwrap_or_else(|| new_state(VOLUME));
+    let state = begun(&was);
+    file.store(&state)?;
+    let path = machine.ring_path();
+    let place = RingPlace { path: &path, spec: machine.ring_spec() };
+    let clock: Arc<dyn Clock> = world.agent_clock.clone();
+    let store = SimStore(Arc::clone(&world.disk));
+    let volume = open_on(store, NAME, &place, &was, &clock, |_| Ok(machine.look(&was))).await?;
+    let (volume, state) = (Arc::new(volume), Arc::new(KeptState::new(file, state)));
+    let process = Process {
+        volume: Arc::clone(&volume),
+        state: Arc::clone(&state),
+        orders: Rc::default(),
+        drained: Rc::default(),
+    };
+    let random: Arc<dyn Random> = world.random.clone();
+    let timer = CopyTimer(Arc::clone(&world.time));
+    let copier = copy::run(Arc::clone(&volume), Arc::clone(&random), timer);
+    world.executor.spawn(Group::Agent, Step::Copy, copier);
+    let facts = VolumeFacts {
+        id: VOLUME,
+        size_bytes: volume.size_bytes(),
+        block_bytes: world.disk.spec().unit_bytes,
+    };
+    let capture = Arc::clone(volume.capture());
+    let parts = ShipperParts { facts, capture, state, agent: AGENT, clock, random };
+    let shipping = Shipping {
+        parts,
+        executor: Rc::clone(&world.executor),
+        network: Rc::clone(&world.network),
+        trace: Rc::clone(&world.trace),
+        orders: Rc::clone(&process.orders),
+    };
+    let drained = Rc::clone(&process.drained);
+    world.executor.spawn(Group::Agent, Step::Ship, async move {
+        drained.set(Some(ship::run(shipping).await));
+    });
+    *machine.process.borrow_mut() = Some(process);
+    machine.status.set(Status::Up);
+    world.trace.say(|| format!("agent: serves ({:?})", volume.capture().phases().phase()));
+    guest::start(world, &volume);
+    Ok(())
+}
+
+/// As the daemon stops a volume; says whether the stop is clean.
+async fn stop(world: &Rc<World>, process: &Process) -> bool {
+    let (time, step) = (&world.time, || world.executor.at(Step::Stop));
+    // The frontends first.
+    world.guest.stop();
+    while world.guest.in_flight() > 0 {
+        time.sleep(Duration::from_micros(200)).await;
+        step();
+    }
+    let capture = process.volume.capture();
+    capture.close();
+    process.orders.set(Orders { stop_when_drained: true, stop_now: false });
+    let begun = world.model.now();
+    let flushed = process.volume.store().sync().await;
+    step();
+    match &flushed {
+        Ok(()) => world.model.flushed(begun),
+        Err(_) => capture.lose(GapReason::BackingError),
+    }
+    let deadline = time.now() + DRAIN_PATIENCE;
+    while process.drained.get().is_none() && time.now() < deadline {
+        time.sleep(Duration::from_millis(1)).await;
+        step();
+    }
+    let is_drained = process.drained.get() == Some(Drained::Yes);
+    let is_clean = flushed.is_ok() && is_drained && process.state.get().copied && !is_late(capture);
+    is_clean && keep_clean(capture, &process.state, None).is_ok()
+}
