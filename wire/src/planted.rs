@@ -42,8 +42,8 @@ bugs! {
     RangeUnlocked = "range-unlocked", invariant 1;
     /// The next process gives out numbers that were reserved, and used, by the one before.
     NumberReused = "number-reused", invariant 1;
-    /// A client is answered before its write is in the stream, or has taken effect.
-    AnsweredEarly = "answered-early", invariant 1;
+    /// A record that is still in flight is passed over by what comes behind it.
+    InFlightPassed = "in-flight-passed", invariant 1;
     /// What was in flight when the agent was killed is not read back.
     InFlightForgotten = "in-flight-forgotten", invariant 2;
     /// The ring is lost in a power cut, and the next process believes it was empty.
@@ -70,8 +70,8 @@ bugs! {
     ReadUnchecked = "read-unchecked", invariant 6;
     /// What a failed write left on the backing store is not read back.
     FailedWriteForgotten = "failed-write-forgotten", invariant 7;
-    /// A failed flush of the backing store changes nothing.
-    FailedFlushIgnored = "failed-flush-ignored", invariant 7;
+    /// A client is told that a flush has succeeded that has failed.
+    FlushFailureHidden = "flush-failure-hidden", invariant 7;
     /// A client is told that a write has succeeded that has failed.
     FailureHidden = "failure-hidden", invariant 7;
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, anyhow};
 use tidemark_block::engine::{Executor, ExecutorConfig};
 use tidemark_block::store::{OpenMode, Store, StoreError, UringStore};
 use tidemark_wire::body::GapReason;
+use tidemark_wire::planted::{self, Bug};
 use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 
 use super::holder;
@@ -135,7 +136,8 @@ pub async fn open_on<S: Store>(
     clock: &Arc<dyn Clock>,
     look: impl FnOnce(&Ring) -> anyhow::Result<Option<Change>>,
 ) -> anyhow::Result<Volume<S>> {
-    let (ring, recovery) = open_ring(place, name, was.reserved_until, clock)?;
+    let first = if planted::is(Bug::NumberReused) { Seq(1) } else { was.reserved_until };
+    let (ring, recovery) = open_ring(place, name, first, clock)?;
     let change = look(&ring)?;
     ring.set_seq_limit(begun(was).reserved_until);
     ring.raise_time(was.last_time);
@@ -277,7 +279,7 @@ async fn recover<S: Store>(
         );
     }
     let capture_was_off = recovery.as_ref().is_some_and(|recovery| recovery.capture_was_off);
-    if !was.clean && recovery.is_none() {
+    if !was.clean && recovery.is_none() && !planted::is(Bug::LostRingTrusted) {
         // Also before a whole copy has reached the collector: nothing is captured before its
         // welcome has told the newest time that it holds.
         capture.lose(GapReason::RingLost);
@@ -294,7 +296,9 @@ async fn recover<S: Store>(
         }
         capture.lose(GapReason::OutsideChange);
     } else if let Some(recovery) = &recovery {
-        volume.recover(&recovery.in_flight).await;
+        if !planted::is(Bug::InFlightForgotten) {
+            volume.recover(&recovery.in_flight).await;
+        }
     } else {
         capture.ring().turn_capture_on();
     }

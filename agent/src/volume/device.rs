@@ -9,6 +9,7 @@ use tidemark_block::{
 };
 use tidemark_wire::RecordKind;
 use tidemark_wire::body::GapReason;
+use tidemark_wire::planted::{self, Bug};
 use tidemark_wire::record::{FLAG_FUA, FLAG_NO_HOLE, RecordSpec};
 
 use super::{Volume, VolumePayload, data_spec, range_spec};
@@ -45,6 +46,9 @@ impl<S: Store> Volume<S> {
             }
             Err(extent) => {
                 self.capture.lose(GapReason::RingFull);
+                if planted::is(Bug::FullRingFails) {
+                    return Err(io::ErrorKind::OutOfMemory.into());
+                }
                 let mut extent = extent.expect("a refused claim gives its extent back");
                 self.units.write(range.start(), extent.lend(), durability).await
             }
@@ -109,6 +113,9 @@ impl<S: Store> Volume<S> {
         let result = self.units.store().sync().await;
         if result.is_err() {
             self.capture.lose(GapReason::BackingError);
+            if planted::is(Bug::FlushFailureHidden) {
+                return Ok(());
+            }
         }
         result
     }
@@ -123,6 +130,9 @@ impl<S: Store> Device for Volume<S> {
 
     async fn reserve(&self, range: ByteRange) -> Result<VolumePayload, DeviceError> {
         check_write(&self.geometry(), range)?;
+        while planted::is(Bug::FullRingBlocks) && self.ring().used().is_beyond_half() {
+            self.capture.released().wait().await;
+        }
         let len = usize::try_from(range.len()).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX);
         if self.capture.is_on() {
             match self.ring().reserve(range.start(), len) {
@@ -143,7 +153,11 @@ impl<S: Store> Device for Volume<S> {
         durability: Durability,
     ) -> Result<(), DeviceError> {
         let range = payload.range();
-        let _held = self.locks.lock(range.align_outward(self.unit_bytes())).await;
+        let _held = if planted::is(Bug::RangeUnlocked) {
+            None
+        } else {
+            Some(self.locks.lock(range.align_outward(self.unit_bytes())).await)
+        };
         let written = match payload {
             VolumePayload::Captured { extent, .. } => {
                 self.write_captured(extent, range, durability).await

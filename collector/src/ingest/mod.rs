@@ -15,6 +15,7 @@
 pub mod change;
 pub mod compare;
 pub mod connection;
+mod early;
 pub mod erase;
 pub mod manifest;
 pub mod observer;

@@ -19,6 +19,7 @@ use tidemark_wire::session::{Hello, Progress, Refuse, RefuseReason, Standing, We
 use tidemark_wire::{Epoch, Seq, VolumeId, WallMicros};
 
 use super::change::Change;
+use super::early;
 use super::manifest::Manifest;
 use super::observer::Observer;
 use super::port::SessionPort;
@@ -339,6 +340,7 @@ impl<S: Storage> VolumeCore<S> {
                 return self.fail(&error);
             }
             self.appended = true;
+            early::tell(self.live.as_ref(), journal.last_appended(), batch, &*self.observer);
         }
         self.token_sent_at = self.token_sent_at.max(batch.token_sent_at);
     }

@@ -252,6 +252,32 @@ impl MemoryStorage {
         Self { inner: Arc::new(Mutex::new(after)) }
     }
 
+    /// Changes a bit of a file behind everybody's back, durably; false when there is no such bit.
+    pub fn flip(&self, path: &Path, at: usize, bit: u8) -> bool {
+        let mut inner = self.inner();
+        let Ok(id) = inner.id(path) else { return false };
+        let image = inner.files.get_mut(&id).expect("a name leads to a file");
+        if at >= image.live.len() {
+            return false;
+        }
+        let mut byte = [0];
+        image.live.read(at, &mut byte);
+        byte[0] ^= 1 << (bit % 8);
+        image.live.write(at, &byte);
+        image.durable.write(at, &byte);
+        true
+    }
+
+    /// Length of the data at a place, up to a hole; 0 in a hole and behind the end.
+    #[must_use]
+    pub fn data_at(&self, path: &Path, at: usize) -> usize {
+        let mut inner = self.inner();
+        let Ok(id) = inner.id(path) else { return 0 };
+        let live = &inner.image(id).live;
+        let (len, kept) = live.run(at, live.len());
+        if kept { len } else { 0 }
+    }
+
     /// Changes the bytes of a file behind everybody's back, durably.
     ///
     /// # Errors

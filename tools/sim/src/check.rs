@@ -1,6 +1,7 @@
 //! What has to hold when everything is quiet.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tidemark_collector::error::ViewError;
@@ -9,11 +10,13 @@ use tidemark_collector::storage::MemoryStorage;
 use tidemark_collector::view::View;
 use tidemark_wire::Seq;
 
-use crate::model::{Moments, SECTOR};
+use crate::model::{Moments, SECTOR, ZONE_BYTES};
 use crate::world::World;
 
 /// States that are opened, at most, beside the points.
 const STATES_MAX: usize = 24;
+/// Bits that are changed in the collector's files at the end.
+const FLIPS: usize = 40;
 
 type SimView = View<MemoryStorage>;
 
@@ -22,11 +25,43 @@ type SimView = View<MemoryStorage>;
 /// # Errors
 /// What does not hold.
 pub(crate) fn all(world: &World) -> Result<(), String> {
+    if let Some(seq) = world.collector.witness.reused() {
+        return Err(format!("two records had the number {seq}"));
+    }
     let held = world.collector.held().ok_or("the collector's volume can't be read")?;
     latest(world, &held)?;
     states(world, &held)?;
     spans(world, &held)?;
-    points(world, &held)
+    points(world, &held)?;
+    damage(world, &held)
+}
+
+/// With bits of its files changed the collector gives out what is right, or an error.
+fn damage(world: &World, held: &Held<MemoryStorage>) -> Result<(), String> {
+    let storage = world.collector.storage.borrow();
+    let is_data = |path: &PathBuf| {
+        path.extension().is_some_and(|ext| ext == "seg" || ext == "open" || ext == "img")
+    };
+    let paths: Vec<PathBuf> = storage.paths().into_iter().filter(is_data).collect();
+    for _ in 0..FLIPS {
+        let path = &paths[world.random.place(paths.len())];
+        let at = world.random.place(1 << 18);
+        if storage.data_at(path, at) > 0 {
+            storage.flip(path, at, world.random.pick(&[0, 3, 7]));
+        }
+    }
+    let Ok(Some(view)) = open(held, held.reader.durable()) else { return Ok(()) };
+    let image = world.disk.image();
+    for zone in world.model.zones() {
+        let (mut ours, mut theirs) = ([0; SECTOR], [0; SECTOR]);
+        for at in (zone..zone + ZONE_BYTES).step_by(SECTOR) {
+            image.read(at, &mut ours);
+            if view.read_at(&mut theirs, at as u64).is_ok() && ours != theirs {
+                return Err(format!("damage was given out as the newest state's bytes at {at}"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The newest state is what the backing store holds, byte for byte.

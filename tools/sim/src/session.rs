@@ -124,7 +124,7 @@ impl Driver {
                 if let Ok(frame) = RecordsBody::decode(&batch.body) {
                     let witness = &self.world.collector.witness;
                     let records = frame.records().filter_map(Result::ok);
-                    records.for_each(|record| witness.record(record.header.seq()));
+                    records.for_each(|record| witness.record(record.header));
                 }
                 queue.send(Command::Append(batch));
             }

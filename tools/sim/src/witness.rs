@@ -1,9 +1,8 @@
 //! Listens at the collector: what it acknowledges, which points it lists, which records reach it.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use std::sync::Arc;
 use tidemark_block::engine::Event;
 use tidemark_collector::error::Severity;
 use tidemark_collector::ingest::manifest::Manifest;
@@ -12,7 +11,7 @@ use tidemark_collector::ingest::port::{Inbox, SessionPort};
 use tidemark_collector::journal::{Mark, MarkBody};
 use tidemark_wire::body::Bookmark;
 use tidemark_wire::session::{InstructKind, Refuse, Welcome};
-use tidemark_wire::{PointId, Seq, VolumeId};
+use tidemark_wire::{PointId, RecordHeader, Seq, VolumeId};
 
 use crate::model::Moment;
 
@@ -25,8 +24,9 @@ struct Seen {
     listed: BTreeMap<Seq, [u8; 16]>,
     /// The marks that a start has found.
     history: Option<BTreeMap<Seq, [u8; 16]>>,
-    /// Records that were handed to the writer.
-    records: Vec<Seq>,
+    /// Records that were handed to the writer, with what tells one from another.
+    records: BTreeMap<Seq, u64>,
+    reused: Option<Seq>,
     events: Vec<String>,
 }
 
@@ -47,15 +47,24 @@ impl Witness {
         self.lock().asked.insert(id.to_bytes(), at);
     }
 
-    pub(crate) fn record(&self, seq: Seq) {
-        self.lock().records.push(seq);
+    pub(crate) fn record(&self, header: &RecordHeader) {
+        // Codec and length of what is stored may differ from time to time.
+        let (place, len) = (header.offset_bytes.get(), header.len_bytes.get());
+        let own = [header.time_us.get(), place, len, u64::from(header.kind)];
+        let print = own.iter().fold(0_u64, |sum, part| sum.rotate_left(13) ^ part);
+        let mut seen = self.lock();
+        if *seen.records.entry(header.seq()).or_insert(print) != print {
+            seen.reused.get_or_insert(header.seq());
+        }
+    }
+
+    /// A number that two records had.
+    pub(crate) fn reused(&self) -> Option<Seq> {
+        self.lock().reused
     }
 
     pub(crate) fn records(&self) -> Vec<Seq> {
-        let mut records = self.lock().records.clone();
-        records.sort_unstable();
-        records.dedup();
-        records
+        self.lock().records.keys().copied().collect()
     }
 
     /// Points that were listed, with the moment at which they were asked for.
