@@ -4,8 +4,8 @@
 //! makes the caller compare the whole volume. A mark is kept in two places: in the volume's state
 //! file when the agent stops in order ([`MarkKeeper::finish`]), and about every second in a file
 //! beside the change ring, on tmpfs, where it costs no disk write ([`MarkKeeper::keep`]). A crash
-//! of the machine loses the second one together with the ring, and without a ring the volume is
-//! compared anyway. In doubt there is a change: a needless comparison costs reading, a missed one
+//! of the machine loses the second one together with the ring; for a start after it the state file
+//! has one that is at most [`STALE`] old, also while an agent runs. In doubt there is a change: a needless comparison costs reading, a missed one
 //! costs the data.
 //!
 //! | how the last agent ended | regular file | block device |
@@ -13,7 +13,7 @@
 //! | in order, same boot | same inode, device, generation, size, mtime, ctime | same disk sequence, number, size, sectors written |
 //! | in order, another boot | the same without the device, whose number may change | in doubt |
 //! | killed | same inode, device, generation, size; no time went back; none is later than the ring's last record by more than [`SLACK`] | as in order: where the agent itself wrote after the last mark, in doubt |
-//! | power cut | not asked: the ring is gone, the volume is compared | not asked |
+//! | power cut | same inode, generation, size; no time is earlier or later than the mark's by more than [`STALE`] | same size; in another boot nothing was written to it yet, in the same one as in order |
 //!
 //! | what somebody did meanwhile | regular file | block device |
 //! | --- | --- | --- |
@@ -22,9 +22,10 @@
 //! | replaced it | inode, generation; a copy back over it: ctime | disk sequence |
 //! | grew or shrank it | size | size |
 //!
-//! What it can't see: an edit within [`SLACK`] of the last record of a killed agent, a clock that
-//! was set back by as much as the edit came later, and writes to a partition through the whole
-//! disk or below a mapped device.
+//! What it can't see: an edit within [`SLACK`] of the last record of a killed agent, or within
+//! [`STALE`] of a power cut; an edit of a device in a boot that lies between the power cut and the
+//! start; a clock that was set back by as much as the edit came later; and writes to a partition
+//! through the whole disk or below a mapped device.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -37,11 +38,16 @@ use std::time::Duration;
 use tidemark_wire::WallMicros;
 
 use crate::clock::Clock;
+use crate::intent_log::sweep::SWEEP_EVERY;
 use crate::state::{BackingKind, BackingMark};
 
 /// How much later than the claim of its record a write may reach the backing store, as the file's
 /// times tell it.
 const SLACK: Duration = Duration::from_millis(100);
+/// How old the mark in the state file may be, and how late a file's own times may be written, when
+/// the machine crashes.
+const STALE: Duration = Duration::from_secs(60);
+const _: () = assert!(STALE.as_secs() >= 2 * SWEEP_EVERY.as_secs());
 /// How coarse the times of files may be: a change within it can't be told from the one before.
 const TICK: Duration = Duration::from_millis(20);
 /// How often the mark of a running agent is renewed.
@@ -61,6 +67,8 @@ pub enum Ending {
         /// Time of the last record in its change ring.
         last_record: WallMicros,
     },
+    /// With the machine, or its change ring was lost: the mark was taken some time before.
+    PowerCut,
 }
 
 /// What tells that a store is not as the last agent left it.
@@ -107,11 +115,17 @@ pub fn judge(was: Option<&BackingMark>, now: &BackingMark, ending: Ending) -> Op
         return Some(Change::Doubt("no mark of it was kept"));
     };
     let same_boot = was.boot_id == now.boot_id;
+    // A device has no inode, and its sequence is that of a boot.
+    let counts_inode = was.kind == BackingKind::File || same_boot;
     let is_other = was.kind != now.kind
-        || was.inode != now.inode
+        || (counts_inode && was.inode != now.inode)
         || was.generation != now.generation
         || (same_boot && was.device != now.device);
-    if was.kind == BackingKind::Device && !same_boot && was.kind == now.kind {
+    if was.kind == BackingKind::Device
+        && !same_boot
+        && was.kind == now.kind
+        && ending != Ending::PowerCut
+    {
         return Some(Change::Doubt("the machine was started anew, and a device keeps no mark"));
     }
     if is_other {
@@ -131,8 +145,15 @@ fn judge_counter(was: &BackingMark, now: &BackingMark, ending: Ending) -> Option
         return Some(Change::Doubt("the kernel does not count its writes"));
     }
     match ending {
+        Ending::PowerCut if was.boot_id != now.boot_id => {
+            let why = "it was written since the machine was started";
+            (now.sectors_written > 0).then_some(Change::Doubt(why))
+        }
         _ if was.sectors_written == now.sectors_written => None,
         Ending::Clean => Some(Change::Edited),
+        Ending::PowerCut => {
+            Some(Change::Doubt("it was written after the last mark, maybe by the last agent"))
+        }
         Ending::Killed { .. } => {
             Some(Change::Doubt("it was written after the last mark, maybe by the killed agent"))
         }
@@ -148,10 +169,19 @@ fn judge_times(
     if was.mtime_ns == now.mtime_ns && was.ctime_ns == now.ctime_ns {
         return None;
     }
-    if now.mtime_ns < was.mtime_ns || now.ctime_ns < was.ctime_ns {
+    let slack =
+        i64::try_from(if ending == Ending::PowerCut { STALE } else { Duration::ZERO }.as_nanos())
+            .expect("a minute");
+    let earlier = |now: i64, was: i64| now.saturating_add(slack) < was;
+    if earlier(now.mtime_ns, was.mtime_ns) || earlier(now.ctime_ns, was.ctime_ns) {
         return Some(Change::WentBack);
     }
     match ending {
+        Ending::PowerCut => {
+            let later = |now: i64, was: i64| now > was.saturating_add(slack);
+            let is_later = later(now.mtime_ns, was.mtime_ns) || later(now.ctime_ns, was.ctime_ns);
+            is_later.then_some(Change::Edited)
+        }
         Ending::Clean => Some(Change::Edited),
         Ending::Killed { .. } if !same_boot => {
             Some(Change::Doubt("the machine was started anew since"))
@@ -338,6 +368,14 @@ impl MarkKeeper {
         self.next = now + KEEP_EVERY;
         let mark = self.backing.mark()?;
         self.store(mark)
+    }
+
+    /// What the store looks like now.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn now(&self) -> io::Result<BackingMark> {
+        self.backing.mark()
     }
 
     fn store(&mut self, mark: BackingMark) -> io::Result<()> {

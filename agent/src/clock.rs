@@ -2,8 +2,10 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is the seam to time")]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tidemark_block::engine::sleep;
 use tidemark_wire::WallMicros;
 
 /// Tells the time.
@@ -41,5 +43,37 @@ impl Clock for SystemClock {
 
     fn sleep(&self, duration: Duration) {
         std::thread::sleep(duration);
+    }
+}
+
+/// Time, as a task of an executor sees it.
+pub trait Timer: 'static {
+    /// Time since some fixed moment; it never goes back.
+    fn now(&self) -> Duration;
+
+    /// Ends when `duration` has passed.
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;
+}
+
+/// The time of the engine's executors.
+pub struct EngineTimer {
+    clock: Arc<dyn Clock>,
+}
+
+impl EngineTimer {
+    /// Takes the monotonic time from `clock`, which is that of the machine.
+    #[must_use]
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock }
+    }
+}
+
+impl Timer for EngineTimer {
+    fn now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    async fn sleep(&self, duration: Duration) {
+        sleep(duration).await;
     }
 }

@@ -17,6 +17,7 @@ pub mod control;
 pub mod copy;
 pub mod daemon;
 pub mod inspect;
+pub mod intent_log;
 pub mod random;
 pub mod ring;
 pub mod shipper;

@@ -36,8 +36,10 @@ enum Command {
     Attach {
         /// The volume's name.
         volume: String,
-        /// How: nbd (the kernel's NBD client), ublk, or loop (a loop device over the FUSE
-        /// directory); without it the first of them that this machine has.
+        /// How: nbd (the kernel's NBD client), ublk (the kernel's ublk driver), or loop (a loop
+        /// device over the FUSE directory); without it the first of them that this machine has.
+        /// When the agent stops or dies, a device of ublk waits for the next agent without limit,
+        /// one of nbd as long as the configuration says; a loop device fails.
         #[arg(long)]
         via: Option<Via>,
         #[command(flatten)]
@@ -55,6 +57,14 @@ enum Command {
         /// For programs: JSON.
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        running: Running,
+    },
+    /// Lets the running agent look at once whether the backing store of a volume was grown or
+    /// shrunk, and take its size; it looks by itself every second.
+    Resize {
+        /// The volume's name.
+        volume: String,
         #[command(flatten)]
         running: Running,
     },
@@ -141,6 +151,16 @@ fn run(command: Command) -> anyhow::Result<()> {
             let answer = client::ask(&running.socket, &Request::Detach { volume })?;
             let Answer::Detached { .. } = answer else { return Err(unexpected(&answer)) };
             Ok(())
+        }
+        Command::Resize { volume, running } => {
+            let answer = client::ask(&running.socket, &Request::Resize { volume })?;
+            let Answer::Resized { old_bytes, new_bytes, notes } = answer else {
+                return Err(unexpected(&answer));
+            };
+            for note in &notes {
+                eprintln!("note: {note}");
+            }
+            print(&[render::resized(old_bytes, new_bytes)])
         }
         Command::List { json, running } => {
             let answer = client::ask(&running.socket, &Request::List)?;

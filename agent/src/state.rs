@@ -19,7 +19,9 @@ use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros, check
 /// Sequence numbers that one durable reservation covers.
 pub const SEQ_RESERVATION: u64 = 1 << 22;
 
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
+/// Knew no write-intent log, and so covered nothing.
+const VERSION_BEFORE: u32 = 2;
 
 /// The durable facts of one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct VolumeState {
     pub epoch: Epoch,
     /// A whole copy of the volume reached that journal, and every change after it was captured.
     pub copied: bool,
+    /// The bits of the write-intent log cover everything that may differ from that copy.
+    pub covered: bool,
     /// The agent stopped in order: everything was acknowledged up to `released`, the backing
     /// store was flushed and nothing was written since.
     pub clean: bool,
@@ -95,6 +99,8 @@ struct Document {
     timeline: u32,
     epoch: u64,
     copied: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    covered: Option<bool>,
     clean: bool,
     released: u64,
     paused: bool,
@@ -156,7 +162,7 @@ impl StateFile {
             Err(e) => return Err(self.io(e)),
         };
         let head: Head = serde_json::from_str(&text).map_err(|e| self.damaged(e.to_string()))?;
-        if head.version != FORMAT_VERSION {
+        if ![VERSION_BEFORE, FORMAT_VERSION].contains(&head.version) {
             let detail = format!("version {}, this program knows {FORMAT_VERSION}", head.version);
             return Err(self.damaged(detail));
         }
@@ -166,6 +172,14 @@ impl StateFile {
         if document.checksum != sum {
             return Err(self.damaged("checksum does not match".into()));
         }
+        let covered = match (head.version, document.covered) {
+            (FORMAT_VERSION, Some(covered)) => covered,
+            (VERSION_BEFORE, None) => false,
+            (version, _) => {
+                let detail = format!("`covered` does not belong to version {version} so");
+                return Err(self.damaged(detail));
+            }
+        };
         let id = |e: &dyn std::fmt::Display| self.damaged(e.to_string());
         Ok(Some(VolumeState {
             volume: document.volume.parse().map_err(|e| id(&e))?,
@@ -174,6 +188,7 @@ impl StateFile {
             timeline: Timeline(document.timeline),
             epoch: Epoch(document.epoch),
             copied: document.copied,
+            covered,
             clean: document.clean,
             released: Seq(document.released),
             paused: document.paused,
@@ -195,6 +210,7 @@ impl StateFile {
             timeline: state.timeline.0,
             epoch: state.epoch.0,
             copied: state.copied,
+            covered: Some(state.covered),
             clean: state.clean,
             released: state.released.0,
             paused: state.paused,
@@ -289,6 +305,7 @@ mod tests {
             timeline: Timeline(1),
             epoch: Epoch(3),
             copied: true,
+            covered: true,
             clean: false,
             released: Seq(17),
             paused: false,
@@ -317,6 +334,20 @@ mod tests {
     }
 
     #[test]
+    fn what_knew_no_write_intent_log_covers_nothing() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let file = StateFile::new(dir.path(), "data");
+        file.store(&state()).expect("stored");
+        let text = fs::read_to_string(&file.path).expect("text");
+        let mut before: Document = serde_json::from_str(&text).expect("a document");
+        (before.version, before.covered) = (VERSION_BEFORE, None);
+        before.checksum = before.compute_checksum();
+        fs::write(&file.path, serde_json::to_vec(&before).expect("plain")).expect("write");
+        let found = file.load().expect("loaded");
+        assert_eq!(found, Some(VolumeState { covered: false, ..state() }));
+    }
+
+    #[test]
     fn a_changed_digit_is_noticed() {
         let dir = tempfile::tempdir().expect("temp dir");
         let file = StateFile::new(dir.path(), "data");
@@ -326,7 +357,8 @@ mod tests {
             ("\"released\": 17", "\"released\": 18", "checksum does not match"),
             ("\"paused\": false", "\"paused\": true", "checksum does not match"),
             ("\"inode\": 12", "\"inode\": 13", "checksum does not match"),
-            ("\"version\": 2", "\"version\": 1", "version 1, this program knows 2"),
+            ("\"covered\": true", "\"covered\": false", "checksum does not match"),
+            ("\"version\": 3", "\"version\": 1", "version 1, this program knows 3"),
         ] {
             assert!(text.contains(from), "{text}");
             fs::write(&file.path, text.replace(from, to)).expect("write");

@@ -95,6 +95,7 @@ fn source(file: &Path) -> Source<'_> {
         size_bytes: DISK_BYTES,
         block_bytes: 4096,
         nbd: None,
+        ublk: None,
         fuse_file: Some(file),
     }
 }

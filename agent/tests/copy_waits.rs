@@ -10,6 +10,7 @@ use tidemark_agent::capture::Capture;
 use tidemark_agent::capture::phase::{CopyCause, Phase};
 use tidemark_agent::clock::{Clock, SystemClock};
 use tidemark_agent::copy;
+use tidemark_agent::intent_log::IntentLog;
 use tidemark_agent::random::{Random, SystemSource};
 use tidemark_agent::ring::{Ring, RingSpec};
 use tidemark_agent::volume::Volume;
@@ -28,8 +29,9 @@ fn a_copy_without_numbers_waits_and_its_thread_goes_on() {
     let id = VolumeId::from_bytes([7; 16]);
     let spec = RingSpec { volume: id, ring_bytes: 1 << 20, slots: 64, boot_id: [9; 16] };
     let ring = Ring::in_memory(&spec, Seq(1), Arc::clone(&clock)).unwrap();
-    let capture = Arc::new(Capture::new("data".into(), ring));
-    let volume = Arc::new(Volume::new(id, store, Arc::clone(&capture)));
+    let intent = IntentLog::volatile(1 << 20);
+    let capture = Arc::new(Capture::new("data".into(), ring, Arc::clone(intent.map())));
+    let volume = Arc::new(Volume::new(id, store, Arc::clone(&capture), intent));
     let workers = Workers::start("serve", 1, ExecutorConfig::default()).unwrap();
     let random: Arc<dyn Random> = Arc::new(SystemSource::default());
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tidemark_agent::capture::Capture;
 use tidemark_agent::clock::{Clock, SystemClock};
+use tidemark_agent::intent_log::map::IntentMap;
 use tidemark_agent::random::{Random, SystemSource};
 use tidemark_agent::ring::{Ring, RingSpec};
 use tidemark_agent::shipper::link::{Dial, Link, receive_frame};
@@ -81,6 +82,7 @@ impl Connection {
             window_bytes: 1 << 20,
             seeded: false,
             last_time: WallMicros(0),
+            size_bytes: self.hello.size_bytes,
         };
         self.send(FrameKind::Welcome, |body| welcome.encode(body));
     }
@@ -134,7 +136,9 @@ fn agent() -> Agent {
     let spec = RingSpec { volume, ring_bytes: 1 << 20, slots: 64, boot_id: [9; 16] };
     let ring = Ring::in_memory(&spec, Seq(1), Arc::clone(&clock)).unwrap();
     ring.set_seq_limit(Seq(1 << 40));
-    let capture = Arc::new(Capture::new("data".into(), ring));
+    let intent = Arc::new(IntentMap::volatile(1 << 20));
+    let capture = Arc::new(Capture::new("data".into(), ring, intent));
+    capture.set_size(1 << 20);
     let file = StateFile::new(dir.path(), "data");
     let state = VolumeState {
         volume,
@@ -143,6 +147,7 @@ fn agent() -> Agent {
         timeline: Timeline(1),
         epoch: Epoch(1),
         copied: true,
+        covered: true,
         clean: false,
         released: Seq(0),
         paused: false,
@@ -155,7 +160,7 @@ fn agent() -> Agent {
     let (sender, connections) = channel();
     let random: Arc<dyn Random> = Arc::new(SystemSource::default());
     let parts = ShipperParts {
-        facts: VolumeFacts { id: volume, size_bytes: 1 << 20, block_bytes: 512 },
+        facts: VolumeFacts { id: volume, block_bytes: 512 },
         capture: Arc::clone(&capture),
         state: Arc::clone(&state),
         agent: AgentId::from_bytes([1; 16]),

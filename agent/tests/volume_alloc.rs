@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use ring_support::{create, spec, tmpfs_dir};
 use tidemark_agent::capture::Capture;
+use tidemark_agent::intent_log::IntentLog;
 use tidemark_agent::ring::{Next, Ring};
 use tidemark_agent::volume::Volume;
 use tidemark_block::engine::{Executor, ExecutorConfig, MailSender, TaskPool, mailbox};
@@ -163,8 +164,9 @@ fn allocations(volume: &Arc<Volume<UringStore>>, pattern: Pattern) -> u64 {
 fn open_volume(disk: &Path, ring: Ring) -> Arc<Volume<UringStore>> {
     std::fs::File::create(disk).unwrap().set_len(DISK_BYTES).unwrap();
     let store = UringStore::open(disk, OpenMode::ReadWrite).unwrap();
-    let capture = Arc::new(Capture::new("test".into(), ring));
-    Arc::new(Volume::new(VolumeId::from_bytes([7; 16]), store, capture))
+    let intent = IntentLog::volatile(DISK_BYTES);
+    let capture = Arc::new(Capture::new("test".into(), ring, Arc::clone(intent.map())));
+    Arc::new(Volume::new(VolumeId::from_bytes([7; 16]), store, capture, intent))
 }
 
 #[test]

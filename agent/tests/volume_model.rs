@@ -19,6 +19,7 @@ use tempfile::TempDir;
 use tidemark_agent::capture::Capture;
 use tidemark_agent::capture::phase::{CopyCause, Phase};
 use tidemark_agent::copy;
+use tidemark_agent::intent_log::IntentLog;
 use tidemark_agent::random::SystemSource;
 use tidemark_agent::ring::order::Ticket;
 use tidemark_agent::ring::{Next, RecordRef};
@@ -236,8 +237,9 @@ impl Bench {
         std::fs::File::create(&path).unwrap().set_len(DISK_BYTES as u64).unwrap();
         let ring = create(&folders[1].path().join("ring"), &spec(ring_bytes, slots)).unwrap();
         let store = UringStore::open(&path, OpenMode::ReadWrite).unwrap();
-        let capture = Arc::new(Capture::new("test".into(), ring));
-        let disk = Arc::new(Volume::new(VolumeId::from_bytes([7; 16]), store, capture));
+        let intent = IntentLog::volatile(DISK_BYTES as u64);
+        let capture = Arc::new(Capture::new("test".into(), ring, Arc::clone(intent.map())));
+        let disk = Arc::new(Volume::new(VolumeId::from_bytes([7; 16]), store, capture, intent));
         let workers = Workers::start("test", 2, ExecutorConfig::default()).unwrap();
         let stretches = (0..TASKS).map(|task| Stretch {
             start: task * STRETCH_BYTES,

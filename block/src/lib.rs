@@ -5,7 +5,8 @@
 //! - [`store`]: the file or block device behind a disk; [`file_device`]: a disk that is just that;
 //! - [`range_lock`]: overlapping changes one after the other;
 //! - [`exports`]: the disks served, by name;
-//! - [`nbd`]: the NBD server; [`fuse`]: the directory with one file per disk.
+//! - [`nbd`]: the NBD server; [`fuse`]: the directory with one file per disk; [`ublk`]: block
+//!   devices of this machine.
 
 #![allow(
     clippy::disallowed_methods,
@@ -23,6 +24,7 @@ pub mod nbd;
 pub mod range;
 pub mod range_lock;
 pub mod store;
+pub mod ublk;
 
 pub use chunk::{Chunk, ChunkOwner};
 pub use device::{

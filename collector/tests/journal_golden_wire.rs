@@ -53,6 +53,7 @@ fn welcome() -> Welcome {
         window_bytes: 4 << 20,
         seeded: true,
         last_time: WallMicros(1_700_000_000_000_000),
+        size_bytes: 1 << 30,
     }
 }
 

@@ -40,3 +40,19 @@ packages_install() {
         return 1
     }
 }
+
+# packages_unpack DIR PACKAGE...: their files below DIR/root, without installing anything; what was
+# fetched is kept in DIR for the next time.
+packages_unpack() {
+    local dir=$1 package
+    shift
+    mkdir -p "$dir/root"
+    for package in "$@"; do
+        [[ ! -e $dir/$package.unpacked ]] || continue
+        (cd "$dir" && apt-get download -qq "$package" >/dev/null 2>&1 && dpkg -x "$package"_*.deb root) || {
+            echo "Can't fetch the package $package" >&2
+            return 1
+        }
+        : >"$dir/$package.unpacked"
+    done
+}

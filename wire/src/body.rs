@@ -66,6 +66,8 @@ pub enum GapReason {
     OutsideChange = 7,
     /// An earlier copy was not completed.
     CopyInterrupted = 8,
+    /// The disk has another size, and what became of its bytes was not captured.
+    Resized = 9,
 }
 
 impl GapReason {
@@ -81,6 +83,7 @@ impl GapReason {
             6 => Self::Paused,
             7 => Self::OutsideChange,
             8 => Self::CopyInterrupted,
+            9 => Self::Resized,
             _ => return None,
         })
     }
@@ -97,6 +100,7 @@ impl GapReason {
             Self::Paused => "protection was paused",
             Self::OutsideChange => "the backing store was changed while no agent served it",
             Self::CopyInterrupted => "an earlier copy was not completed",
+            Self::Resized => "the disk changed its size",
         }
     }
 }

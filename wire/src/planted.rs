@@ -50,6 +50,10 @@ bugs! {
     LostRingTrusted = "lost-ring-trusted", invariant 2;
     /// A full ring is not noted: changes are missing from the stream without a gap.
     GapUnrecorded = "gap-unrecorded", invariant 2;
+    /// A change goes on before its bit of the write-intent log is on stable storage.
+    IntentBitDropped = "intent-bit-dropped", invariant 2;
+    /// A bit of the write-intent log clears without a flush of the backing store.
+    ClearedWithoutFlush = "cleared-without-flush", invariant 2;
     /// The journal believes that a segment is synced, without a sync.
     SyncSkipped = "sync-skipped", invariant 3;
     /// Records are acknowledged when they are appended, before the sync.

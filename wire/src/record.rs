@@ -39,7 +39,8 @@ pub enum RecordKind {
     Bookmark = 5,
     /// The common cut of a consistency group; the body is a [`crate::body::Cut`].
     Cut = 6,
-    /// The volume changed its size: `len_bytes` is the new one, `aux` the old one.
+    /// The volume changed its size: `len_bytes` is the new one, `aux` the one before. What a
+    /// smaller size cuts off is gone: where the volume grows again, it reads as zeroes.
     Resize = 7,
     /// Bytes read from the backing store under the range lock: what it holds from here on.
     ReadBack = 8,
@@ -298,6 +299,14 @@ impl RecordHeader {
         let end = self.offset_bytes.get().checked_add(self.len_bytes.get());
         if end.is_none_or(|end| end > VOLUME_BYTES_MAX) {
             return bad("range lies beyond the largest volume".into());
+        }
+        if kind == RecordKind::Resize {
+            let sizes = [self.len_bytes.get(), self.aux.get()];
+            if self.offset_bytes.get() != 0
+                || sizes.iter().any(|size| !(1..=VOLUME_BYTES_MAX).contains(size))
+            {
+                return bad(format!("a resize from {} to {} bytes", self.aux, self.len_bytes));
+            }
         }
         let codec = Codec::from_byte(self.codec)?;
         if codec == Codec::Raw && stored != payload {

@@ -109,9 +109,7 @@ impl Hello {
             return Err(DecodeError::field(WHAT, detail));
         }
         let size_bytes = fixed.size_bytes.get();
-        if size_bytes == 0 || size_bytes > VOLUME_BYTES_MAX {
-            return Err(DecodeError::field(WHAT, format!("a volume of {size_bytes} bytes")));
-        }
+        check_size(WHAT, size_bytes)?;
         let (released, newest) = (Seq(fixed.released.get()), Seq(fixed.newest.get()));
         if newest < released {
             let detail = format!("newest record {newest} before the released one {released}");
@@ -155,6 +153,9 @@ pub struct Welcome {
     /// Time of the newest durable record, or of the image below the journal; 0 when there is
     /// none. No later record of the timeline has a smaller one.
     pub last_time: WallMicros,
+    /// Size of the volume behind `durable`, in bytes. Where the agent's stream goes on with
+    /// another one, it says so by a resize record.
+    pub size_bytes: u64,
 }
 
 /// Bit of the welcome's flags: [`Welcome::seeded`].
@@ -173,8 +174,9 @@ struct WelcomeFixed {
     window_bytes: U32,
     reserved: U32,
     last_time_us: U64,
+    size_bytes: U64,
 }
-const _: () = assert!(size_of::<WelcomeFixed>() == 64);
+const _: () = assert!(size_of::<WelcomeFixed>() == 72);
 
 impl Welcome {
     /// Appends the body.
@@ -190,6 +192,7 @@ impl Welcome {
             window_bytes: self.window_bytes.into(),
             reserved: 0.into(),
             last_time_us: self.last_time.0.into(),
+            size_bytes: self.size_bytes.into(),
         };
         out.extend_from_slice(fixed.as_bytes());
     }
@@ -209,6 +212,7 @@ impl Welcome {
         let times = fixed.last_time_us.get();
         let counters = [fixed.epoch.get(), fixed.durable.get(), fixed.span_open.get(), times];
         check_counters(WHAT, &counters)?;
+        check_size(WHAT, fixed.size_bytes.get())?;
         Ok(Self {
             journal: JournalId::from_bytes(fixed.journal),
             timeline: Timeline(fixed.timeline.get()),
@@ -218,6 +222,7 @@ impl Welcome {
             window_bytes: fixed.window_bytes.get(),
             seeded: fixed.flags.get() & FLAG_SEEDED != 0,
             last_time: WallMicros(fixed.last_time_us.get()),
+            size_bytes: fixed.size_bytes.get(),
         })
     }
 }
@@ -232,6 +237,14 @@ fn check_counters(what: &'static str, counters: &[u64]) -> Result<(), DecodeErro
     }
 }
 
+/// Refuses a size that no volume has.
+fn check_size(what: &'static str, size_bytes: u64) -> Result<(), DecodeError> {
+    if (1..=VOLUME_BYTES_MAX).contains(&size_bytes) {
+        return Ok(());
+    }
+    Err(DecodeError::field(what, format!("a volume of {size_bytes} bytes")))
+}
+
 /// Why the collector does not take a session, or ends one. The numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -242,7 +255,7 @@ pub enum RefuseReason {
     Fenced = 2,
     /// The collector can't write (disk full, I/O error); try again later.
     Unavailable = 3,
-    /// The volume does not fit what the collector knows of it (size, agent, timeline).
+    /// The volume does not fit what the collector knows of it (agent, timeline).
     Mismatch = 4,
     /// The collector is stopping; try again later.
     Stopping = 5,

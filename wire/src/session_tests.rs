@@ -12,6 +12,7 @@ fn welcome(durable: u64) -> Welcome {
         window_bytes: 0,
         seeded: false,
         last_time: WallMicros(0),
+        size_bytes: 1 << 20,
     }
 }
 
@@ -42,6 +43,20 @@ fn a_welcome_says_what_lies_below_the_journal() {
     for seeded in [false, true] {
         let wanted = Welcome { seeded, last_time: WallMicros(12), ..welcome(0) };
         assert_eq!(Welcome::decode(&encoded(|out| wanted.encode(out))), Ok(wanted));
+    }
+}
+
+#[test]
+fn a_size_that_no_volume_has_is_refused() {
+    for (size_bytes, is_good) in [
+        (0, false),
+        (1, true),
+        (VOLUME_BYTES_MAX, true),
+        (VOLUME_BYTES_MAX + 1, false),
+        (u64::MAX, false),
+    ] {
+        let body = encoded(|out| Welcome { size_bytes, ..welcome(0) }.encode(out));
+        assert_eq!(Welcome::decode(&body).is_ok(), is_good, "{size_bytes}");
     }
 }
 

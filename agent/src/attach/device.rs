@@ -13,6 +13,8 @@ use super::error::{AttachError, AttachErrorKind};
 
 /// What is read to see that a device answers; one block of any size that a disk may have.
 const TRIED_BYTES: usize = 4096;
+/// Unit of the sizes below `/sys/block`.
+const SECTOR_BYTES: u64 = 512;
 
 /// Reads the device's first bytes past the page cache.
 pub(super) fn answers(device: &Path) -> Result<(), AttachError> {
@@ -51,6 +53,11 @@ pub(super) fn flush(device: &Path, file: &File) -> Result<(), AttachError> {
                      not be on the volume";
         AttachError::io(AttachErrorKind::Flush, device, doing, source)
     })
+}
+
+/// Size of the device in bytes, in the kernel's units of 512; `None` when it is not there.
+pub(super) fn size_bytes(device: &Path) -> Option<u64> {
+    attribute(device, "size")?.parse::<u64>().ok()?.checked_mul(SECTOR_BYTES)
 }
 
 /// One attribute of a device below `/sys/block`, without the end of its line; `None` when the

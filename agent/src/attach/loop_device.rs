@@ -59,6 +59,7 @@ const _: () = assert!(size_of::<LoopInfo>() == 232 && size_of::<LoopConfig>() ==
 
 nix::ioctl_none_bad!(loop_get_free, 0x4C82);
 nix::ioctl_none_bad!(loop_clear, 0x4C01);
+nix::ioctl_none_bad!(loop_set_capacity, 0x4C07);
 nix::ioctl_write_ptr_bad!(loop_configure, 0x4C0A, LoopConfig);
 
 /// A device that was made.
@@ -193,6 +194,20 @@ fn notes(device: &Path, block_bytes: u32) -> Vec<String> {
         notes.push(format!("its blocks have {shown} bytes, those of the volume {block_bytes}"));
     }
     notes
+}
+
+/// Gives the device the size of its file, `file`.
+pub(super) fn resize(path: &Path, file: &Path) -> Result<(), AttachError> {
+    let failed = |doing: &str, source| {
+        AttachError::io(AttachErrorKind::Kernel, path, doing.to_owned(), source)
+    };
+    // The driver believes what the kernel last saw of the file; this look lets it see the new size.
+    fs::metadata(file).map_err(|source| failed("its file can't be looked at", source))?;
+    let device = File::open(path).map_err(|source| failed("can't be opened", source))?;
+    // SAFETY: the request has no argument and the descriptor is open.
+    unsafe { loop_set_capacity(device.as_raw_fd()) }
+        .map_err(|errno| failed("can't take the new size of its file", errno.into()))?;
+    Ok(())
 }
 
 /// Takes the device from its file. It is free when the last one who has it open lets go.

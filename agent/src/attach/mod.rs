@@ -1,9 +1,9 @@
-//! Volumes as block devices of this machine: the kernel's NBD client, or a loop device over the
-//! FUSE directory.
+//! Volumes as block devices of this machine: the kernel's NBD client, ublk, or a loop device over
+//! the FUSE directory.
 //!
 //! In: a volume that the daemon serves, and where. Out: the path of a device that has answered a
 //! read, later its end. The state is the kernel's; what identifies a device is in [`Attached`],
-//! which the caller keeps in a file. A crash of the agent leaves the device: an NBD device waits
+//! which the caller keeps in a file. A crash of the agent leaves the device: one of NBD or ublk waits
 //! for the next agent, which takes it over with [`reattach`]; a loop device loses its file and
 //! has to be made anew. A restart of the machine leaves nothing.
 //!
@@ -16,8 +16,10 @@ mod device;
 mod error;
 mod genetlink;
 mod loop_device;
+mod module;
 mod nbd_handshake;
 mod nbd_kernel;
+mod ublk;
 mod usage;
 
 use std::fmt;
@@ -27,10 +29,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidemark_block::engine::socket::Address;
+use tidemark_block::ublk::Shape;
 use tidemark_wire::VolumeId;
 
 use crate::clock::{Clock, SystemClock};
 pub use error::{AttachError, AttachErrorKind};
+pub use ublk::Serve;
 
 /// Most connections of one NBD device; more are cut to this.
 pub const CONNECTIONS_MAX: u32 = 64;
@@ -42,8 +46,6 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(600);
 /// How long programs that look at every device, as udev does, are waited for.
 const OPENER_PATIENCE: Duration = Duration::from_secs(3);
 const OPENER_PAUSE: Duration = Duration::from_millis(50);
-
-const UBLK_MISSING: &str = "ublk is not built into this version of tidemark-agent";
 
 /// A way to make a block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,11 +104,7 @@ pub struct Ways {
 /// until [`attach`] loads it.
 #[must_use]
 pub fn probe() -> Ways {
-    Ways {
-        nbd: nbd_kernel::probe(),
-        ublk: Err(UBLK_MISSING.to_owned()),
-        loop_: loop_device::probe(),
-    }
+    Ways { nbd: nbd_kernel::probe(), ublk: ublk::probe(), loop_: loop_device::probe() }
 }
 
 /// A volume that the daemon serves.
@@ -114,7 +112,7 @@ pub fn probe() -> Ways {
 pub struct Source<'a> {
     /// Its name, which is also that of the NBD export.
     pub volume: &'a str,
-    /// Its identity, by which an NBD device is found again.
+    /// Its identity, by which a device is found again.
     pub id: VolumeId,
     /// Its size.
     pub size_bytes: u64,
@@ -122,6 +120,8 @@ pub struct Source<'a> {
     pub block_bytes: u32,
     /// Where the daemon serves NBD, if it does.
     pub nbd: Option<&'a Address>,
+    /// Who serves a ublk device of it, if anybody can.
+    pub ublk: Option<&'a dyn Serve>,
     /// The volume's file in the FUSE directory, if there is one.
     pub fuse_file: Option<&'a Path>,
 }
@@ -145,8 +145,8 @@ pub struct Attached {
     pub via: Via,
     /// Its path, as `/dev/nbd0`.
     pub device: PathBuf,
-    /// What tells it from other devices: the NBD device's backend identifier; number and file of
-    /// the loop device.
+    /// What tells it from other devices: the NBD device's backend identifier; the number that a
+    /// ublk device keeps for its maker; number and file of the loop device.
     pub identifier: String,
     /// What could not be had, for a person.
     pub notes: Vec<String>,
@@ -165,8 +165,8 @@ pub enum Reattached {
 }
 
 /// Makes a block device of a volume; without `via` the best way that this machine and the
-/// configuration have. Returns when the device has answered a read. An NBD device that carries the
-/// volume's identity already is taken over.
+/// configuration have. Returns when the device has answered a read. A device of NBD or ublk that
+/// carries the volume's identity already is taken over.
 ///
 /// # Errors
 /// [`AttachErrorKind::Unavailable`] when the way is not there, [`AttachErrorKind::InUse`] when
@@ -179,7 +179,7 @@ pub fn attach(
 ) -> Result<Attached, AttachError> {
     let attached = match choose(source, via)? {
         Via::Nbd => attach_nbd(source, options)?,
-        Via::Ublk => return Err(unavailable(source.volume, UBLK_MISSING)),
+        Via::Ublk => attach_ublk(source)?,
         Via::Loop => attach_loop(source)?,
     };
     if let Err(error) = try_read(&attached.device) {
@@ -218,11 +218,7 @@ pub fn detach(attached: &Attached) -> Result<(), AttachError> {
     let deadline = clock.monotonic() + OPENER_PATIENCE;
     while is_there(attached) {
         if clock.monotonic() > deadline {
-            return Err(AttachError::new(
-                AttachErrorKind::InUse,
-                attached.device.display().to_string(),
-                "was opened by somebody at the last moment; it goes when they let go of it",
-            ));
+            return Err(opened_late(&attached.device));
         }
         clock.sleep(OPENER_PAUSE);
     }
@@ -252,7 +248,16 @@ pub fn reattach(
             try_read(&attached.device)?;
             Ok(Reattached::Answers)
         }
-        Via::Ublk => Err(unavailable(source.volume, UBLK_MISSING)),
+        Via::Ublk if ublk::is_stopped(&attached.device)? => {
+            // An agent was killed between the two steps of taking it down.
+            ublk::delete(&attached.device)?;
+            Ok(Reattached::Gone(gone(attached).to_string()))
+        }
+        Via::Ublk => {
+            ublk::take_over(&attached.device, ublk_server(source)?)?;
+            try_read(&attached.device)?;
+            Ok(Reattached::Answers)
+        }
         Via::Loop => match try_read(&attached.device) {
             Ok(()) => Ok(Reattached::Answers),
             Err(error) => Ok(Reattached::Dead(format!(
@@ -264,32 +269,86 @@ pub fn reattach(
     }
 }
 
+/// Gives a device the size that its volume has by now. Gives what could not be had.
+///
+/// # Errors
+/// What the kernel refused; the device then keeps its size.
+pub fn resize(
+    attached: &Attached,
+    source: &Source<'_>,
+    options: &Options,
+) -> Result<Vec<String>, AttachError> {
+    if !is_there(attached) {
+        return Err(gone(attached));
+    }
+    let device = attached.device.clone();
+    match attached.via {
+        Via::Nbd => {
+            let target = nbd_target(source, options)?;
+            apart::run(&attached.device, ANSWER_PATIENCE, move || {
+                nbd_kernel::resize(&device, &target)
+            })?;
+        }
+        Via::Ublk => {
+            let why =
+                "a ublk device keeps its size while it is attached; detach and attach it anew";
+            return Err(unavailable(source.volume, why));
+        }
+        Via::Loop => {
+            let no_file = || unavailable(source.volume, "no FUSE directory");
+            let file = source.fuse_file.ok_or_else(no_file)?.to_owned();
+            apart::run(&attached.device, ANSWER_PATIENCE, move || {
+                loop_device::resize(&device, &file)
+            })?;
+        }
+    }
+    let wanted = source.size_bytes - source.size_bytes % u64::from(source.block_bytes.max(1));
+    match device::size_bytes(&attached.device) {
+        Some(found) if found != wanted => Err(AttachError::new(
+            AttachErrorKind::Kernel,
+            attached.device.display().to_string(),
+            format!("has {found} bytes and not the volume's {wanted}; detach and attach it anew"),
+        )),
+        _ => Ok(unreachable_tail(source).into_iter().collect()),
+    }
+}
+
 /// The way to go: the one asked for, or the first that is there.
 fn choose(source: &Source<'_>, via: Option<Via>) -> Result<Via, AttachError> {
-    let nbd = || {
-        source.nbd.ok_or("the agent serves no NBD; set listen in [nbd] of its configuration")?;
-        nbd_kernel::load_module();
-        nbd_kernel::probe()
-    };
-    let over_loop = || {
-        source.fuse_file.ok_or("there is no FUSE directory; set mount in [fuse]")?;
-        loop_device::probe()
-    };
-    match via {
-        Some(Via::Nbd) => nbd().map_err(|why| unavailable(source.volume, &why)).map(|()| Via::Nbd),
-        Some(Via::Ublk) => Err(unavailable(source.volume, UBLK_MISSING)),
-        Some(Via::Loop) => {
-            over_loop().map_err(|why| unavailable(source.volume, &why)).map(|()| Via::Loop)
+    let way = |via| match via {
+        Via::Nbd => {
+            source
+                .nbd
+                .ok_or("the agent serves no NBD; set listen in [nbd] of its configuration")?;
+            nbd_kernel::load_module();
+            nbd_kernel::probe()
         }
-        None => match (nbd(), over_loop()) {
-            (Ok(()), _) => Ok(Via::Nbd),
-            (_, Ok(())) => Ok(Via::Loop),
-            (Err(no_nbd), Err(no_loop)) => {
-                let text = format!("nbd: {no_nbd}; {UBLK_MISSING}; loop: {no_loop}");
-                Err(unavailable(source.volume, &text))
-            }
-        },
+        Via::Ublk => {
+            source.ublk.ok_or("there is nobody to serve a device")?;
+            ublk::load_module();
+            ublk::probe()
+        }
+        Via::Loop => {
+            source.fuse_file.ok_or("there is no FUSE directory; set mount in [fuse]")?;
+            loop_device::probe()
+        }
+    };
+    pick(via, way).map_err(|why| unavailable(source.volume, &why))
+}
+
+/// The way asked for, or the first of all of which `way` says that it is there; otherwise why not.
+fn pick(via: Option<Via>, way: impl Fn(Via) -> Result<(), String>) -> Result<Via, String> {
+    if let Some(via) = via {
+        return way(via).map(|()| via);
     }
+    let mut missing = Vec::new();
+    for via in [Via::Nbd, Via::Ublk, Via::Loop] {
+        match way(via) {
+            Ok(()) => return Ok(via),
+            Err(why) => missing.push(format!("{via}: {why}")),
+        }
+    }
+    Err(missing.join("; "))
 }
 
 fn attach_nbd(source: &Source<'_>, options: &Options) -> Result<Attached, AttachError> {
@@ -320,6 +379,18 @@ fn nbd_target(source: &Source<'_>, options: &Options) -> Result<nbd_kernel::Targ
         block_bytes: source.block_bytes,
         options: *options,
     })
+}
+
+fn attach_ublk(source: &Source<'_>) -> Result<Attached, AttachError> {
+    let identifier = ublk::identifier(source.id);
+    let shape = Shape { size_bytes: source.size_bytes, block_bytes: source.block_bytes };
+    let device = ublk::make(source.volume, &identifier, shape, ublk_server(source)?)?;
+    let notes = unreachable_tail(source).into_iter().collect();
+    Ok(Attached { via: Via::Ublk, device, identifier, notes })
+}
+
+fn ublk_server<'a>(source: &Source<'a>) -> Result<&'a dyn Serve, AttachError> {
+    source.ublk.ok_or_else(|| unavailable(source.volume, "there is nobody to serve a device"))
 }
 
 fn attach_loop(source: &Source<'_>) -> Result<Attached, AttachError> {
@@ -365,10 +436,15 @@ fn take_down(attached: &Attached, patience: Duration, flush: bool) -> Result<(),
         }
         match via {
             Via::Nbd => nbd_kernel::disconnect(&path),
-            Via::Ublk => Err(unavailable(&path.display().to_string(), UBLK_MISSING)),
+            Via::Ublk => ublk::stop(&path),
             Via::Loop => loop_device::clear(&path, &file),
         }
-    })
+    })?;
+    match via {
+        // Behind the end of this process's own use of it.
+        Via::Ublk => ublk::delete(&attached.device),
+        Via::Nbd | Via::Loop => Ok(()),
+    }
 }
 
 /// Refuses when somebody uses the device; who only has it open gets a moment to let go.
@@ -395,9 +471,17 @@ fn refuse_users(device: &Path) -> Result<(), AttachError> {
 fn is_there(attached: &Attached) -> bool {
     match attached.via {
         Via::Nbd => nbd_kernel::is_ours(&attached.device, &attached.identifier),
-        Via::Ublk => false,
+        Via::Ublk => ublk::is_ours(&attached.device, &attached.identifier),
         Via::Loop => loop_device::is_ours(&attached.device, &attached.identifier),
     }
+}
+
+fn opened_late(device: &Path) -> AttachError {
+    AttachError::new(
+        AttachErrorKind::InUse,
+        device.display().to_string(),
+        "was opened by somebody at the last moment; it goes when they let go of it",
+    )
 }
 
 fn gone(attached: &Attached) -> AttachError {
@@ -410,4 +494,45 @@ fn gone(attached: &Attached) -> AttachError {
 
 fn unavailable(subject: &str, why: &str) -> AttachError {
     AttachError::new(AttachErrorKind::Unavailable, subject, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn the_first_way_that_is_there_is_taken_and_no_later_one_is_tried() {
+        for (first, tried) in [
+            (Via::Nbd, vec![Via::Nbd]),
+            (Via::Ublk, vec![Via::Nbd, Via::Ublk]),
+            (Via::Loop, vec![Via::Nbd, Via::Ublk, Via::Loop]),
+        ] {
+            let asked = RefCell::new(Vec::new());
+            let picked = pick(None, |via| {
+                asked.borrow_mut().push(via);
+                if via == first { Ok(()) } else { Err("not here".to_owned()) }
+            });
+            assert_eq!(picked, Ok(first));
+            assert_eq!(asked.into_inner(), tried);
+        }
+    }
+
+    #[test]
+    fn the_way_asked_for_is_the_only_one_tried() {
+        let only_nbd = |via| if via == Via::Nbd { Ok(()) } else { Err(format!("no {via}")) };
+        assert_eq!(pick(Some(Via::Nbd), only_nbd), Ok(Via::Nbd));
+        assert_eq!(pick(Some(Via::Ublk), only_nbd), Err("no ublk".to_owned()));
+        let none = pick(None, |via| Err(format!("no {via}")));
+        assert_eq!(none, Err("nbd: no nbd; ublk: no ublk; loop: no loop".to_owned()));
+    }
+
+    #[test]
+    fn names_of_ways_are_read_back() {
+        for via in [Via::Nbd, Via::Ublk, Via::Loop] {
+            assert_eq!(via.to_string().parse(), Ok(via));
+        }
+        assert!("floppy".parse::<Via>().is_err());
+    }
 }

@@ -12,7 +12,6 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use tidemark_block::engine::socket::Address;
 use tidemark_block::nbd::client::ServedExport;
@@ -21,7 +20,7 @@ use super::device;
 use super::error::{AttachError, AttachErrorKind};
 use super::genetlink::{Attributes, Family};
 use super::nbd_handshake;
-use super::{CONNECTIONS_MAX, Options};
+use super::{CONNECTIONS_MAX, Options, module};
 
 const FAMILY: &str = "nbd";
 const FAMILY_VERSION: u8 = 1;
@@ -66,15 +65,8 @@ pub(super) fn probe() -> Result<(), String> {
 
 /// Loads the module where it is missing; whether that worked shows in [`probe`].
 pub(super) fn load_module() {
-    if probe().is_ok() {
-        return;
-    }
-    let mut modprobe = Command::new("modprobe");
-    modprobe.args(["--quiet", FAMILY]).stdin(Stdio::null()).stdout(Stdio::null());
-    match modprobe.stderr(Stdio::null()).status() {
-        Ok(status) if status.success() => tracing::info!("loaded the kernel module nbd"),
-        Ok(_) => {}
-        Err(error) => tracing::debug!("modprobe can't be run: {error}"),
+    if probe().is_err() {
+        module::load(FAMILY);
     }
 }
 
@@ -139,6 +131,16 @@ pub(super) fn reconnect(device: &Path, target: &Target) -> Result<(), AttachErro
     Ok(())
 }
 
+/// Tells the kernel the size that the target has by now.
+pub(super) fn resize(device: &Path, target: &Target) -> Result<(), AttachError> {
+    let attributes = described(target).u32(INDEX, index(device)?);
+    family(&target.export)?.request(RECONFIGURE, &attributes).map_err(|source| {
+        let doing = "the kernel's NBD client does not take another size";
+        AttachError::io(AttachErrorKind::Kernel, device, doing, source)
+    })?;
+    Ok(())
+}
+
 /// Ends the connections. The device is free when the last one who has it open lets go.
 pub(super) fn disconnect(device: &Path) -> Result<(), AttachError> {
     let attributes = Attributes::default().u32(INDEX, index(device)?);
@@ -164,13 +166,18 @@ fn common(target: &Target, sockets: &[OwnedFd]) -> Attributes {
         let number = u32::try_from(socket.as_raw_fd()).expect("an open descriptor is positive");
         list.nested(SOCKET_ITEM, &Attributes::default().u32(SOCKET_FD, number))
     });
+    described(target)
+        .u64(TIMEOUT_SECONDS, target.options.request_seconds_max)
+        .u64(DEAD_CONNECTION_SECONDS, target.options.dead_connection_seconds)
+        .nested(SOCKETS, &list)
+}
+
+/// Which disk it is, and how large.
+fn described(target: &Target) -> Attributes {
     Attributes::default()
         .u64(SIZE_BYTES, target.size_bytes)
         .u64(BLOCK_BYTES, target.block_bytes.into())
-        .u64(TIMEOUT_SECONDS, target.options.request_seconds_max)
-        .u64(DEAD_CONNECTION_SECONDS, target.options.dead_connection_seconds)
         .text(BACKEND_IDENTIFIER, &target.identifier)
-        .nested(SOCKETS, &list)
 }
 
 /// As many negotiated sockets as wanted; one, when the server's flush covers only one.

@@ -56,8 +56,8 @@ impl Desk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A copy begins: `id` is its identity, `min_seq` its resync-begin record. Questions of an
-    /// earlier one are forgotten.
+    /// A copy begins: `id` is its identity, `min_seq` its resync-begin record, or the resize behind
+    /// it. Questions of an earlier one are forgotten.
     pub fn open(&self, id: [u8; 16], min_seq: Seq) {
         *self.state() = State { asker: Some(Asker { id, min_seq }), questions: Vec::new() };
     }

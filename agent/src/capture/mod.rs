@@ -7,7 +7,9 @@
 
 pub mod desk;
 pub mod phase;
+mod size;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidemark_block::Payload;
@@ -18,10 +20,11 @@ use tidemark_wire::record::RecordSpec;
 use tidemark_wire::session::Standing;
 use tidemark_wire::{RecordKind, Seq};
 
+use crate::intent_log::map::IntentMap;
 use crate::ring::Ring;
-use crate::ring::order::Ticket;
 use desk::Desk;
 use phase::{CopyCause, Phase, Phases};
+use size::Sizes;
 
 /// How far a copy of the volume is, in bytes.
 #[derive(Default)]
@@ -49,8 +52,10 @@ pub struct Capture {
     /// The volume's name, for messages.
     name: String,
     ring: Ring,
+    intent: Arc<IntentMap>,
     phases: Phases,
     desk: Desk,
+    sizes: Sizes,
     progress: CopyProgress,
     /// Bytes per second that a copy may read; 0 when there is no limit.
     copy_rate: AtomicU64,
@@ -58,15 +63,17 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// The stream of the volume called `name`, in `ring`.
+    /// The stream of the volume called `name`, in `ring`; what it lacks is in `intent`.
     #[must_use]
-    pub fn new(name: String, ring: Ring) -> Self {
+    pub fn new(name: String, ring: Ring, intent: Arc<IntentMap>) -> Self {
         let phases = Phases::new(ring.clock().clone());
         Self {
             name,
             ring,
+            intent,
             phases,
             desk: Desk::default(),
+            sizes: Sizes::default(),
             progress: CopyProgress::default(),
             copy_rate: AtomicU64::new(0),
             released: Event::new(),
@@ -83,6 +90,12 @@ impl Capture {
     #[must_use]
     pub fn ring(&self) -> &Ring {
         &self.ring
+    }
+
+    /// What the collector lacks, or may.
+    #[must_use]
+    pub fn intent(&self) -> &Arc<IntentMap> {
+        &self.intent
     }
 
     /// Whether the stream is whole, and the copy that makes it so.
@@ -182,12 +195,10 @@ impl Capture {
         self.phases.ask_copy()
     }
 
-    /// The collector can't go on from what it holds: a copy is made. Gives the ticket at or behind
-    /// which its first record will be, and that of no copy before it.
-    pub fn want_copy(&self, cause: CopyCause) -> Ticket {
-        let ticket = self.phases.want_copy(cause, || self.ring.tail_ticket());
+    /// The collector can't go on from what it holds: a copy is made.
+    pub fn want_copy(&self, cause: CopyCause) {
+        self.phases.want_copy(cause, || ());
         self.desk.look_again();
-        ticket
     }
 
     /// Ends what runs for the volume by itself: copies, and who waits for room.

@@ -161,6 +161,11 @@ impl Phases {
         Standing { state: of_phase, reason, since: state.since }
     }
 
+    /// Runs `act` with the phase, which stays as it is meanwhile.
+    pub fn held<T>(&self, act: impl FnOnce(Phase) -> T) -> T {
+        act(self.state().phase)
+    }
+
     /// Changes can't be captured: runs `turn_off`, which turns the ring's flag off, before
     /// anybody can begin the copy that is wanted from now on. True when none was wanted before.
     pub fn lose(&self, reason: GapReason, turn_off: impl FnOnce()) -> bool {
@@ -264,6 +269,29 @@ impl Phases {
         let mut state = self.state();
         state.closed = true;
         self.next_round(state);
+    }
+
+    /// True when the collector has welcomed this process.
+    #[must_use]
+    pub fn is_welcomed(&self) -> bool {
+        self.state().is_welcomed
+    }
+
+    /// True when the volume is taken down.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    /// Waits until the volume is taken down.
+    pub async fn closed(&self) {
+        loop {
+            let changed = self.changed.wait();
+            if self.is_closed() {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Begins the copy of `round`: `claim` puts its first records in the stream and turns the

@@ -29,6 +29,11 @@ pub enum Request {
         /// Its name.
         volume: String,
     },
+    /// Looks now whether the backing store of a volume has another size, and takes it.
+    Resize {
+        /// Its name.
+        volume: String,
+    },
     /// Reads the configuration anew.
     Reload,
 }
@@ -51,6 +56,15 @@ pub enum Answer {
     Detached {
         /// The device that is gone.
         device: PathBuf,
+    },
+    /// To [`Request::Resize`].
+    Resized {
+        /// Size before, in bytes.
+        old_bytes: u64,
+        /// Size now, in bytes; the same where nothing has changed.
+        new_bytes: u64,
+        /// What a person should know of it.
+        notes: Vec<String>,
     },
     /// To [`Request::Reload`].
     Reloaded {

@@ -32,6 +32,15 @@ pub fn table(volumes: &[VolumeStatus]) -> Vec<String> {
     lines
 }
 
+/// What became of a volume's size.
+#[must_use]
+pub fn resized(old_bytes: u64, new_bytes: u64) -> String {
+    if old_bytes == new_bytes {
+        return format!("{new_bytes} bytes as before");
+    }
+    format!("{old_bytes} bytes before, {new_bytes} now")
+}
+
 fn row(volume: &VolumeStatus) -> [String; 6] {
     let mut state = standing(&volume.standing);
     if !volume.connected {

@@ -13,8 +13,7 @@ use tidemark_wire::compare::{
     zero_leaves,
 };
 
-use super::pace::Timer;
-use super::{Outdated, Walk};
+use super::{Outdated, Timer, Walk};
 
 /// Extents of a node that are looked at, at most; what lies behind them counts as data.
 const EXTENTS_MAX: usize = 64;

@@ -1,7 +1,7 @@
 //! Futures of one task that go on side by side.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::Poll;
 
 /// One of several walks of the same task.
@@ -13,16 +13,6 @@ pub(super) async fn all(mut lanes: Vec<Lane<'_>>) {
     poll_fn(|cx| {
         lanes.retain_mut(|lane| lane.as_mut().poll(cx).is_pending());
         if lanes.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-}
-
-/// Ends when either does.
-pub(super) async fn first_of(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
-    let (mut one, mut other) = (pin!(one), pin!(other));
-    poll_fn(|cx| match one.as_mut().poll(cx) {
-        Poll::Ready(()) => Poll::Ready(()),
-        Poll::Pending => other.as_mut().poll(cx),
     })
     .await;
 }

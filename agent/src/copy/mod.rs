@@ -8,7 +8,8 @@
 //! ([`compare`]): it hashes what the backing store holds, asks the collector which leaves differ,
 //! and brings those. When it is through, a resync-end record says that the stream is whole again.
 //! Nothing that the collector holds in between is a state of the volume, and none of it is
-//! offered.
+//! offered. Where the collector's volume has another size than this one, a resize record follows
+//! the begin, and nothing is asked before that.
 //!
 //! To bring a range is to lock it, read it, and claim a read-back record for it while the lock is
 //! held: a write to the range is before the read or behind the record, never between.
@@ -27,7 +28,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tidemark_block::engine::BufferPool;
+use tidemark_block::engine::{BufferPool, first_of};
 use tidemark_block::store::Store;
 use tidemark_block::{ByteRange, PAYLOAD_BYTES_MAX, StatusExtent};
 use tidemark_wire::RecordKind;
@@ -42,7 +43,7 @@ use crate::volume::{Volume, range_spec};
 use lanes::Lane;
 use pace::{LOOK_EVERY, PAUSE_MAX, PAUSE_MIN, Throttle};
 
-pub use pace::{EngineTimer, Timer};
+pub use crate::clock::{EngineTimer, Timer};
 
 /// Walks over different parts of the volume that go on at the same time. Each has one read or one
 /// question in flight and one buffer.
@@ -137,8 +138,9 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
                 Some(reason) => Some(capture.stamp(RecordKind::Gap, reason as u64, &[])?),
             };
             let begin = capture.stamp(RecordKind::ResyncBegin, 0, body.as_bytes())?;
+            let sized = capture.stamp_size(begin)?;
             capture.ring().turn_capture_on();
-            capture.desk().open(self.id, begin);
+            capture.desk().open(self.id, sized);
             Some(gap.unwrap_or(begin))
         })
     }
@@ -209,6 +211,10 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
     /// when the ring is full.
     async fn bring_piece(&self, range: ByteRange) -> Option<u64> {
         let held = self.volume.locks().lock(range).await;
+        // A copy that was outdated by a resize may have a range that is not on the volume any more.
+        if !self.is_current() {
+            return None;
+        }
         // What was a hole may have been written before the lock was held.
         let extent = extent_at(self.volume, range);
         if extent.zero && extent.len_bytes >= range.len() {
@@ -248,7 +254,7 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
             if !capture.ring().used().is_beyond_half() {
                 return Ok(());
             }
-            lanes::first_of(released, self.timer.sleep(LOOK_EVERY)).await;
+            first_of(released, self.timer.sleep(LOOK_EVERY)).await;
         }
     }
 

@@ -1,12 +1,7 @@
 //! How fast a copy may go: its waits, and the limit on what it reads.
 
 use std::cell::Cell;
-use std::sync::Arc;
 use std::time::Duration;
-
-use tidemark_block::engine::sleep;
-
-use crate::clock::Clock;
 
 /// First and longest pause before a copy is tried again. There is one because a try may fail at
 /// once, with nothing to wait for, and this task must not keep its thread from the clients.
@@ -18,38 +13,6 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 const WAIT_MAX: Duration = Duration::from_millis(100);
 /// What a copy may have saved up while it waited for something else.
 const SAVED_MAX: Duration = Duration::from_millis(200);
-
-/// Time, as a task of the copy's executor sees it.
-pub trait Timer: 'static {
-    /// Time since some fixed moment; it never goes back.
-    fn now(&self) -> Duration;
-
-    /// Ends when `duration` has passed.
-    fn sleep(&self, duration: Duration) -> impl Future<Output = ()>;
-}
-
-/// The time of the engine's executors.
-pub struct EngineTimer {
-    clock: Arc<dyn Clock>,
-}
-
-impl EngineTimer {
-    /// Takes the monotonic time from `clock`, which is that of the machine.
-    #[must_use]
-    pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock }
-    }
-}
-
-impl Timer for EngineTimer {
-    fn now(&self) -> Duration {
-        self.clock.monotonic()
-    }
-
-    async fn sleep(&self, duration: Duration) {
-        sleep(duration).await;
-    }
-}
 
 /// Hands out bytes at a rate that may change.
 #[derive(Default)]

@@ -17,8 +17,8 @@ use crate::attach::Attached;
 pub(super) enum Attachment {
     /// It is not.
     None,
-    /// A thread makes the device, or takes away this one.
-    InWork(Option<Attached>),
+    /// A thread is at it.
+    InWork(Work),
     /// It is.
     Here {
         /// The device.
@@ -26,6 +26,34 @@ pub(super) enum Attachment {
         /// Why it does not answer.
         problem: Option<String>,
     },
+}
+
+/// What a thread does.
+pub(super) enum Work {
+    /// It makes the device.
+    Attach,
+    /// It takes this one away.
+    Detach(Attached),
+    /// It gives the volume, and its device if there is one, another size.
+    Resize(Option<Attached>),
+}
+
+impl Work {
+    fn attached(&self) -> Option<&Attached> {
+        match self {
+            Self::Attach => None,
+            Self::Detach(attached) => Some(attached),
+            Self::Resize(attached) => attached.as_ref(),
+        }
+    }
+
+    fn text(&self) -> &'static str {
+        match self {
+            Self::Attach => "is just being attached",
+            Self::Detach(_) => "is just being detached",
+            Self::Resize(_) => "is just getting another size",
+        }
+    }
 }
 
 impl Attachment {
@@ -37,8 +65,9 @@ impl Attachment {
     /// The device.
     pub(super) fn attached(&self) -> Option<&Attached> {
         match self {
-            Self::None | Self::InWork(None) => None,
-            Self::InWork(Some(attached)) | Self::Here { attached, .. } => Some(attached),
+            Self::None => None,
+            Self::InWork(work) => work.attached(),
+            Self::Here { attached, .. } => Some(attached),
         }
     }
 
@@ -46,7 +75,7 @@ impl Attachment {
     pub(super) fn keeps(&self) -> Option<String> {
         match self {
             Self::None => None,
-            Self::InWork(_) => Some("is just being attached or detached; try again".into()),
+            Self::InWork(work) => Some(format!("{}; try again", work.text())),
             Self::Here { attached, .. } => {
                 Some(format!("is attached as {}; detach it first", attached.device.display()))
             }
@@ -57,8 +86,7 @@ impl Attachment {
     pub(super) fn note(&self) -> Option<String> {
         match self {
             Self::None => None,
-            Self::InWork(None) => Some("is just being attached".into()),
-            Self::InWork(Some(_)) => Some("is just being detached".into()),
+            Self::InWork(work) => Some(work.text().into()),
             Self::Here { problem, .. } => problem.clone(),
         }
     }

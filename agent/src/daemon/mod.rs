@@ -10,14 +10,18 @@
 mod attachment;
 mod holder;
 mod instance;
+mod log_files;
 mod memory;
 mod notify;
 pub mod open;
 mod owner;
 mod placement;
 mod reload;
+mod resize;
+pub mod restart;
 pub mod running;
 mod served;
+mod ublk;
 mod volumes;
 
 use std::path::Path;
@@ -94,6 +98,7 @@ pub fn run(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let mut owner = Owner {
         records: Records::new(&config.state_dir),
         nbd: frontends.nbd_address.clone(),
+        ublk: Arc::clone(&frontends.ublk),
         config,
         config_path,
         volumes,
@@ -103,7 +108,7 @@ pub fn run(config: Config, config_path: &Path) -> anyhow::Result<()> {
     owner.warn_of_devices();
     drop(events);
     frontends.stop();
-    close(owner.volumes, exports, workers, clock.as_ref());
+    close(owner.into_volumes(), exports, workers, clock.as_ref());
     served?;
     tracing::info!("stopped");
     Ok(())
@@ -161,6 +166,7 @@ fn next(owner: &mut Owner, events: &Receiver<Event>) -> Next {
         }
     };
     owner.volumes.keep();
+    owner.follow_sizes();
     next
 }
 
@@ -186,6 +192,7 @@ fn watch_signals(signals: SigSet, events: Sender<Event>) -> anyhow::Result<()> {
 struct Frontends {
     server: Server<Served>,
     directory: Option<Directory<Served>>,
+    ublk: Arc<ublk::Devices>,
     /// Where the server listens, for the kernel's own client.
     nbd_address: Option<Address>,
 }
@@ -206,13 +213,15 @@ impl Frontends {
             Directory::mount(&fuse.mount, Arc::clone(exports), &handle, FuseConfig::default())
         };
         let directory = config.fuse.as_ref().map(mount).transpose()?;
-        Ok(Self { server, directory, nbd_address })
+        let ublk = Arc::new(ublk::Devices::new(Arc::clone(exports)));
+        Ok(Self { server, directory, ublk, nbd_address })
     }
 
     fn stop(self) {
         if let Some(directory) = self.directory {
             directory.unmount();
         }
+        self.ublk.stop();
         self.server.stop();
     }
 }

@@ -18,10 +18,13 @@ use tidemark_wire::planted::{self, Bug};
 use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 
 use super::holder;
+use super::log_files::StateDirLog;
+use super::restart::{self, Restart, Started};
 use crate::backing_mark::{self, Backing, Change, Ending, MarkKeeper};
 use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::config::{Config, VolumeConfig};
+use crate::intent_log::file::LogFiles;
 use crate::random::Random;
 use crate::ring::format::{SLOTS_MAX, SLOTS_MIN};
 use crate::ring::{Mlock, Recovery, Ring, RingErrorKind, RingSpec, boot_id};
@@ -36,6 +39,20 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is tried.
 const LOCK_EVERY: Duration = Duration::from_millis(20);
 
+/// What [`open_on`] opens a volume from, its backing store apart.
+pub struct Left<'a, L> {
+    /// The volume's name.
+    pub name: &'a str,
+    /// Its ring.
+    pub ring: RingPlace<'a>,
+    /// Its write-intent log.
+    pub log: &'a L,
+    /// Its state as it was found; `None` when it was never opened.
+    pub was: Option<&'a VolumeState>,
+    /// Its state by now: what [`begun`] made of it.
+    pub state: &'a Arc<KeptState>,
+}
+
 /// Where a volume's ring is, and of what sort.
 pub struct RingPlace<'a> {
     /// Its file.
@@ -47,9 +64,11 @@ pub struct RingPlace<'a> {
 /// A volume that is ready to be served.
 pub(super) struct OpenVolume {
     pub(super) volume: Volume<UringStore>,
-    pub(super) state: KeptState,
+    pub(super) state: Arc<KeptState>,
     pub(super) ring_path: PathBuf,
     pub(super) mark: MarkKeeper,
+    pub(super) started: Started,
+    pub(super) log: StateDirLog,
 }
 
 /// Opens the volume of `volume_config`.
@@ -76,18 +95,32 @@ fn open_locked(
     }
     let file = StateFile::new(&config.state_dir, name);
     let found = file.load()?;
-    let was = found.unwrap_or_else(|| new_state(VolumeId::from_random(random.bytes())));
+    let new = || new_state(VolumeId::from_random(random.bytes()));
+    let was = found.clone().unwrap_or_else(new);
     let state = begun(&was);
     file.store(&state)?;
     let ring_path = config.ring_dir.join(format!("{}.ring", state.volume));
-    match open_volume(store, &ring_path, volume_config, &was, clock, random) {
-        Ok((volume, mark)) => {
-            Ok(OpenVolume { volume, state: KeptState::new(file, state), ring_path, mark })
+    let log = StateDirLog::new(&config.state_dir, name);
+    let state = Arc::new(KeptState::new(file, state));
+    let left = Left {
+        name,
+        ring: RingPlace { path: &ring_path, spec: ring_spec(volume_config, was.volume)? },
+        log: &log,
+        was: found.as_ref(),
+        state: &state,
+    };
+    match open_volume(store, &left, &volume_config.backing, clock, random) {
+        Ok((volume, started, mark)) => {
+            Ok(OpenVolume { volume, state, ring_path, mark, started, log })
         }
         Err(error) => {
-            // Nobody has written anything; what is kept of the volume holds as before.
-            let unused = VolumeState { reserved_until: state.reserved_until, ..was };
-            if let Err(error) = file.store(&unused) {
+            // Nobody has written anything; what is kept of the volume holds as before, but a log
+            // that was made anew has no bits of before.
+            let kept = state.update(|state| {
+                let VolumeState { reserved_until, covered, .. } = *state;
+                *state = VolumeState { reserved_until, covered, ..was };
+            });
+            if let Err(error) = kept {
                 tracing::warn!(volume = name, "{error}; its next start compares the volume");
             }
             Err(error)
@@ -98,55 +131,63 @@ fn open_locked(
 /// Opens a volume whose numbers up to the next reservation are its own by now.
 fn open_volume(
     store: UringStore,
-    ring_path: &Path,
-    volume_config: &VolumeConfig,
-    was: &VolumeState,
+    left: &Left<'_, StateDirLog>,
+    backing: &Path,
     clock: &Arc<dyn Clock>,
     random: &dyn Random,
-) -> anyhow::Result<(Volume<UringStore>, MarkKeeper)> {
-    let VolumeConfig { name, backing, .. } = volume_config;
-    let place = RingPlace { path: ring_path, spec: ring_spec(volume_config, was.volume)? };
-    let mark_path = ring_path.with_extension("mark");
+) -> anyhow::Result<(Volume<UringStore>, Started, MarkKeeper)> {
+    let mark_path = left.ring.path.with_extension("mark");
     let mut keeper = None;
-    let look = |ring: &Ring| {
-        let (mark, change) = look_at_backing(backing, &mark_path, was, ring, random)
+    let look = |ring: &Ring, restart: Restart| {
+        let (mark, change) = look_at_backing(backing, &mark_path, left, ring, restart, random)
             .with_context(|| format!("look at {}", backing.display()))?;
         keeper = Some(mark);
         Ok(change)
     };
     let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
-    let volume = executor.block_on(open_on(store, name, &place, was, clock, look))?;
+    let (volume, started) = executor.block_on(open_on(store, left, clock, look))?;
     let mut mark = keeper.expect("a volume is opened after a look at its backing store");
     // From here on a kill is told from a mark of this start.
     mark.keep(clock.monotonic()).with_context(|| format!("keep {}", mark_path.display()))?;
-    Ok((volume, mark))
+    Ok((volume, started, mark))
 }
 
-/// Opens the volume of the state `was` on a store that nobody else uses, and brings its stream in
-/// line with what is there. The caller has stored what [`begun`] gives. `look` says whether the
-/// store was changed while no agent served it.
+/// Opens a volume on a store that nobody else uses, and brings its stream in line with what is
+/// there. The caller has stored what [`begun`] gives. `look` says whether the store was changed
+/// while no agent served it.
 ///
 /// # Errors
 /// What `look` says, and when there can be no ring.
-pub async fn open_on<S: Store>(
+pub async fn open_on<S: Store, L: LogFiles<Store = S>>(
     store: S,
-    name: &str,
-    place: &RingPlace<'_>,
-    was: &VolumeState,
+    left: &Left<'_, L>,
     clock: &Arc<dyn Clock>,
-    look: impl FnOnce(&Ring) -> anyhow::Result<Option<Change>>,
-) -> anyhow::Result<Volume<S>> {
-    let first = if planted::is(Bug::NumberReused) { Seq(1) } else { was.reserved_until };
-    let (ring, recovery) = open_ring(place, name, first, clock)?;
-    let change = look(&ring)?;
-    ring.set_seq_limit(begun(was).reserved_until);
-    ring.raise_time(was.last_time);
-    let volume = Volume::new(was.volume, store, Arc::new(Capture::new(name.to_owned(), ring)));
-    recover(&volume, recovery, was, change).await;
-    if was.paused {
+    look: impl FnOnce(&Ring, Restart) -> anyhow::Result<Option<Change>>,
+) -> anyhow::Result<(Volume<S>, Started)> {
+    let Left { name, state, .. } = left;
+    let now = state.get();
+    let first = Seq(now.reserved_until.0 - SEQ_RESERVATION);
+    let first = if planted::is(Bug::NumberReused) { Seq(1) } else { first };
+    let (ring, recovery) = open_ring(&left.ring, name, first, clock)?;
+    let restart = Restart::of(left.was, recovery.is_some());
+    let change = look(&ring, restart)?;
+    ring.set_seq_limit(now.reserved_until);
+    ring.raise_time(now.last_time);
+    let size_bytes = store.geometry().size_bytes;
+    let log = restart::open_log(left.log, name, restart, state, size_bytes).await;
+    let marked = log.map().marked();
+    let capture = Arc::new(Capture::new((*name).to_owned(), ring, Arc::clone(log.map())));
+    let volume = Volume::new(now.volume, store, capture, log);
+    recover(&volume, recovery, restart, now.copied, change).await;
+    if now.paused {
         volume.capture().pause();
     }
-    Ok(volume)
+    // Also what is in doubt since, before anybody changes the volume.
+    volume.intent().write().await;
+    let differing_bytes = volume.intent().map().differing_bytes();
+    let started = Started { restart, marked, differing_bytes };
+    tracing::info!(volume = name, "{started}");
+    Ok((volume, started))
 }
 
 /// What has to be durable before a volume of the state `was` may be opened: numbers of its own,
@@ -155,6 +196,8 @@ pub async fn open_on<S: Store>(
 pub fn begun(was: &VolumeState) -> VolumeState {
     VolumeState {
         reserved_until: Seq(was.reserved_until.0 + SEQ_RESERVATION),
+        // After a clean stop the log is made anew.
+        covered: was.covered && !was.clean,
         clean: false,
         ..was.clone()
     }
@@ -165,23 +208,25 @@ pub fn begun(was: &VolumeState) -> VolumeState {
 fn look_at_backing(
     path: &Path,
     mark_path: &Path,
-    was: &VolumeState,
+    left: &Left<'_, StateDirLog>,
     ring: &Ring,
+    restart: Restart,
     random: &dyn Random,
 ) -> anyhow::Result<(MarkKeeper, Option<Change>)> {
     let backing = Backing::open(path, boot_id()?)?;
     let settled = backing.settle();
     let now = backing.mark()?;
-    // A volume without a copy is going to be compared anyway.
-    let change = match (was.copied, was.clean) {
-        (false, _) => None,
+    let kept = left.was.and_then(|was| was.backing.as_ref());
+    let change = match restart {
+        Restart::First => None,
         // The kernel could not keep what somebody wrote, and says so only once.
         _ if settled.is_err() => Some(Change::Doubt("it could not be flushed")),
-        (true, true) => backing_mark::judge(was.backing.as_ref(), &now, Ending::Clean),
-        (true, false) => {
+        Restart::Clean => backing_mark::judge(kept, &now, Ending::Clean),
+        Restart::Killed => {
             let ending = Ending::Killed { last_record: ring.last_time() };
             backing_mark::judge(MarkKeeper::found(mark_path).as_ref(), &now, ending)
         }
+        Restart::PowerCut => backing_mark::judge(kept, &now, Ending::PowerCut),
     };
     if let Err(error) = backing.name_generation(random.bytes()) {
         // Its other marks tell nearly as much, and a full file system must not stop a disk.
@@ -220,6 +265,7 @@ pub fn new_state(volume: VolumeId) -> VolumeState {
         timeline: Timeline(1),
         epoch: Epoch(0),
         copied: false,
+        covered: false,
         clean: true,
         released: Seq(0),
         paused: false,
@@ -261,14 +307,15 @@ fn open_ring(
     Ok((ring, None))
 }
 
-/// Brings the stream in line with what the backing store holds.
+/// Brings the stream, and the map of what is missing, in line with what the backing store holds.
 async fn recover<S: Store>(
     volume: &Volume<S>,
     recovery: Option<Recovery>,
-    was: &VolumeState,
+    restart: Restart,
+    copied: bool,
     change: Option<Change>,
 ) {
-    let capture = volume.capture();
+    let (capture, map) = (volume.capture(), volume.intent().map());
     if let Some(recovery) = &recovery {
         tracing::info!(
             volume = volume.name(),
@@ -279,22 +326,24 @@ async fn recover<S: Store>(
         );
     }
     let capture_was_off = recovery.as_ref().is_some_and(|recovery| recovery.capture_was_off);
-    if !was.clean && recovery.is_none() && !planted::is(Bug::LostRingTrusted) {
+    if restart == Restart::PowerCut || capture_was_off || !copied {
+        map.doubt_marked();
+    }
+    if let Some(change) = &change {
+        tracing::warn!(volume = volume.name(), "its backing store: {change}");
+        map.doubt_all();
+    }
+    if restart == Restart::PowerCut && !planted::is(Bug::LostRingTrusted) {
         // Also before a whole copy has reached the collector: nothing is captured before its
         // welcome has told the newest time that it holds.
         capture.lose(GapReason::RingLost);
     } else if capture_was_off {
         capture.lose(GapReason::RingFull);
     } else if let Some(change) = change {
-        tracing::warn!(volume = volume.name(), "its backing store: {change}");
-        if matches!(change, Change::Resized { .. }) {
-            tracing::error!(
-                volume = volume.name(),
-                "a volume can't change its size yet: the collector will refuse it until the \
-                 backing store has its former size again"
-            );
-        }
-        capture.lose(GapReason::OutsideChange);
+        capture.lose(match change {
+            Change::Resized { .. } => GapReason::Resized,
+            _ => GapReason::OutsideChange,
+        });
     } else if let Some(recovery) = &recovery {
         if !planted::is(Bug::InFlightForgotten) {
             volume.recover(&recovery.in_flight).await;

@@ -2,7 +2,7 @@
 //! configuration in force and how volumes are attached.
 //!
 //! In: an [`Event`] from the thread that waits for signals, from connections of the control socket,
-//! or from a thread that made or took away a device. Out: answers, and changes of the volumes. It
+//! or from a thread that made, took away or resized a device. Out: answers, and changes of the volumes. It
 //! handles one event after the other; what may take long for reasons outside of this process runs
 //! on a thread of its own and comes back as an event.
 
@@ -14,9 +14,10 @@ use crossbeam_channel::{Receiver, Sender};
 use nix::sys::signal::Signal;
 use tidemark_block::engine::socket::Address;
 
-use super::attachment::{Attachment, Records};
+use super::attachment::{Attachment, Records, Work};
+use super::resize::Outcome;
 use super::volumes::Volumes;
-use super::{notify, placement, reload};
+use super::{notify, placement, reload, ublk};
 use crate::attach::{
     self, AttachError, AttachErrorKind, Attached, Options, Reattached, Source, Via,
 };
@@ -38,6 +39,8 @@ pub(super) enum Event {
     Attached(String, Result<Attached, AttachError>, Sender<Answer>),
     /// A device was taken away, or not.
     Detached(String, Result<(), AttachError>, Sender<Answer>),
+    /// A volume has another size, or not.
+    Resized(String, Outcome, Option<Sender<Answer>>),
 }
 
 /// Whether the agent goes on.
@@ -57,6 +60,8 @@ pub(super) struct Owner {
     pub(super) records: Records,
     /// Where NBD is served, for the kernel's client.
     pub(super) nbd: Option<Address>,
+    /// Who serves ublk devices.
+    pub(super) ublk: Arc<ublk::Devices>,
     /// To itself.
     pub(super) events: Sender<Event>,
 }
@@ -101,6 +106,12 @@ impl Owner {
                     answer(&reply, Answer::Refused { message });
                 }
             }
+            Event::Asked(Request::Resize { volume }, reply) => {
+                if let Err(message) = self.begin_resize(&volume, Some(reply.clone())) {
+                    answer(&reply, Answer::Refused { message });
+                }
+            }
+            Event::Resized(volume, outcome, reply) => self.end_resize(&volume, outcome, reply),
             Event::Attached(volume, result, reply) => {
                 answer(&reply, self.end_attach(&volume, result));
             }
@@ -122,7 +133,7 @@ impl Owner {
         let deadline = clock.monotonic() + patience;
         while self.volumes.any_attachment_in_work() {
             match events.recv_timeout(deadline.saturating_sub(clock.monotonic())) {
-                Ok(event @ (Event::Attached(..) | Event::Detached(..))) => {
+                Ok(event @ (Event::Attached(..) | Event::Detached(..) | Event::Resized(..))) => {
                     self.handle(event);
                 }
                 Ok(_) => {}
@@ -144,13 +155,23 @@ impl Owner {
                     "{device} stays attached; what is asked of it waits {} s for the next agent",
                     self.config.attach.dead_connection_seconds
                 ),
-                Via::Ublk | Via::Loop => tracing::warn!(
+                Via::Ublk => tracing::warn!(
+                    volume,
+                    "{device} stays attached; what is asked of it waits for the next agent, \
+                     however long that takes"
+                ),
+                Via::Loop => tracing::warn!(
                     volume,
                     "{device} stays attached, and fails from now on; detach it before the agent \
                      is stopped"
                 ),
             }
         }
+    }
+
+    /// The volumes, at the end.
+    pub(super) fn into_volumes(self) -> Volumes {
+        self.volumes
     }
 
     /// Reads the configuration anew. A file that is no good changes nothing.
@@ -220,7 +241,7 @@ impl Owner {
         let work =
             self.device_work(volume, move |source, options| attach::attach(source, options, via))?;
         let (name, events, reply) = (volume.to_owned(), self.events.clone(), reply.clone());
-        self.begin(volume, None, move || {
+        self.begin(volume, Work::Attach, move || {
             // The owner is gone when the agent stops without waiting any longer.
             let _ = events.send(Event::Attached(name, work(), reply));
         })
@@ -252,14 +273,13 @@ impl Owner {
         let attached = match self.attachment(volume)? {
             Attachment::Here { attached, .. } => attached.clone(),
             Attachment::None => return Err(format!("volume {volume:?} is not attached")),
-            Attachment::InWork(_) => {
-                let why = "is just being attached or detached; try again";
-                return Err(format!("volume {volume:?} {why}"));
+            busy @ Attachment::InWork(_) => {
+                return Err(format!("volume {volume:?} {}", busy.keeps().unwrap_or_default()));
             }
         };
         let (name, events, reply) = (volume.to_owned(), self.events.clone(), reply.clone());
         let device = attached.clone();
-        self.begin(volume, Some(attached), move || {
+        self.begin(volume, Work::Detach(attached), move || {
             // As above.
             let _ = events.send(Event::Detached(name, attach::detach(&device), reply));
         })
@@ -286,13 +306,13 @@ impl Owner {
     }
 
     /// Runs `work` on a thread of its own while the volume's device is in work.
-    fn begin(
+    pub(super) fn begin(
         &mut self,
         volume: &str,
-        attached: Option<Attached>,
+        what: Work,
         work: impl FnOnce() + Send + 'static,
     ) -> Result<(), String> {
-        let before = self.set_attachment(volume, Attachment::InWork(attached));
+        let before = self.set_attachment(volume, Attachment::InWork(what));
         if let Err(error) = std::thread::Builder::new().name("device".into()).spawn(work) {
             self.set_attachment(volume, before);
             return Err(format!("volume {volume:?}: no thread for it: {error}"));
@@ -300,41 +320,47 @@ impl Owner {
         Ok(())
     }
 
-    fn set_attachment(&mut self, volume: &str, attachment: Attachment) -> Attachment {
+    pub(super) fn set_attachment(&mut self, volume: &str, attachment: Attachment) -> Attachment {
         let place = self.volumes.attachment(volume);
         // A volume whose device is in work, or there, is not removed.
         place.map_or(Attachment::None, |place| std::mem::replace(place, attachment))
     }
 
     fn attachment(&mut self, volume: &str) -> Result<&mut Attachment, String> {
+        let unknown = self.unknown(volume);
+        self.volumes.attachment(volume).ok_or(unknown)
+    }
+
+    /// That there is no such volume, and which one may be meant.
+    pub(super) fn unknown(&self, volume: &str) -> String {
         let names = self.volumes.names();
-        self.volumes.attachment(volume).ok_or_else(|| {
-            let near = names.iter().min_by_key(|name| strsim::levenshtein(volume, name));
-            match near {
-                Some(near) => format!("there is no volume {volume:?}; is {near:?} meant?"),
-                None => format!("there is no volume {volume:?}, nor any other"),
-            }
-        })
+        match names.iter().min_by_key(|name| strsim::levenshtein(volume, name)) {
+            Some(near) => format!("there is no volume {volume:?}; is {near:?} meant?"),
+            None => format!("there is no volume {volume:?}, nor any other"),
+        }
     }
 
     /// What calls `call` with what it has to know of a volume.
-    fn device_work<T>(
+    pub(super) fn device_work<T>(
         &self,
         volume: &str,
         call: impl FnOnce(&Source<'_>, &Options) -> T + Send + 'static,
     ) -> Result<impl FnOnce() -> T + Send + 'static, String> {
         let facts = self.volumes.facts(volume).ok_or("the volume is being removed")?;
         let nbd = self.nbd.clone();
+        let devices = Arc::clone(&self.ublk);
         let fuse_file = self.config.fuse.as_ref().map(|fuse| fuse.mount.join(volume));
         let options = options(&self.config.attach);
         let name = volume.to_owned();
         Ok(move || {
+            let ublk = ublk::OfVolume { devices: &devices, volume: &name };
             let source = Source {
                 volume: &name,
                 id: facts.id,
                 size_bytes: facts.size_bytes,
                 block_bytes: facts.block_bytes,
                 nbd: nbd.as_ref(),
+                ublk: Some(&ublk),
                 fuse_file: fuse_file.as_deref(),
             };
             call(&source, &options)
@@ -393,7 +419,7 @@ impl Owner {
     }
 }
 
-fn answer(to: &Sender<Answer>, answer: Answer) {
+pub(super) fn answer(to: &Sender<Answer>, answer: Answer) {
     // Who asked may have gone away.
     let _ = to.send(answer);
 }

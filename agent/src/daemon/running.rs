@@ -14,25 +14,32 @@ use std::time::Duration;
 use anyhow::Context;
 use tidemark_block::engine::socket::Address;
 use tidemark_block::engine::{Executor, ExecutorConfig, WorkersHandle};
-use tidemark_block::store::{Store, UringStore};
-use tidemark_wire::body::GapReason;
+use tidemark_block::store::UringStore;
 use tidemark_wire::{AgentId, Seq};
 
+use super::log_files::StateDirLog;
 use super::open::OpenVolume;
+use super::restart::Started;
 use crate::backing_mark::MarkKeeper;
 use crate::capture::Capture;
 use crate::capture::phase::Phase;
-use crate::clock::Clock;
+use crate::clock::{Clock, EngineTimer};
 use crate::config::VolumeConfig;
 use crate::control::api::VolumeStanding;
 use crate::copy;
+use crate::intent_log::file::IntentFile;
+use crate::intent_log::sweep::SWEEP_EVERY;
 use crate::random::Random;
 use crate::ring::{Ring, RingErrorKind};
 use crate::shipper::link::SocketDial;
 use crate::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
 use crate::state::{BackingMark, KeptState, SEQ_RESERVATION, StateError};
-use crate::volume::Volume;
+use crate::volume::{Volume, upkeep};
 
+/// How often the size of the backing store is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a write-intent log that failed is made anew.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
 /// How long a stop waits for the collector to acknowledge what is in the rings.
 pub(super) const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the end of a volume waits for the last task that has it.
@@ -60,27 +67,52 @@ pub(super) struct Running {
     shipper: Shipper,
     ring_path: PathBuf,
     mark: MarkKeeper,
+    started: Started,
+    log: StateDirLog,
+    next: Next,
     /// The last try to reserve numbers failed, which was said.
     cannot_reserve: bool,
     /// The last try to keep the mark failed, which was said.
     cannot_mark: bool,
+    size: SizeWatch,
+}
+
+/// The look at the size of the backing store.
+#[derive(Default)]
+struct SizeWatch {
+    /// When it is next due, monotonic.
+    next: Duration,
+    /// The size that was found last.
+    found: u64,
+    /// It can't be the volume's, which was said.
+    refused: Option<u64>,
+    /// The last look failed, which was said.
+    cannot_look: bool,
+}
+
+/// When what is done now and then is due.
+struct Next {
+    mark: Duration,
+    log: Duration,
+}
+
+impl Next {
+    fn after(now: Duration) -> Self {
+        Self { mark: now, log: now + LOG_AGAIN }
+    }
 }
 
 impl Running {
-    /// Starts the copier on the worker `worker`, and the shipper.
+    /// Starts the copier and what the volume does by itself on the worker `worker`, and the shipper.
     pub(super) fn start(
         opened: OpenVolume,
         worker: usize,
         around: &Surroundings,
     ) -> anyhow::Result<Self> {
-        let OpenVolume { volume, state, ring_path, mark } = opened;
-        let (volume, state) = (Arc::new(volume), Arc::new(state));
+        let OpenVolume { volume, state, ring_path, mark, started, log } = opened;
+        let volume = Arc::new(volume);
         let parts = ShipperParts {
-            facts: VolumeFacts {
-                id: volume.id(),
-                size_bytes: volume.size_bytes(),
-                block_bytes: unit_bytes(&volume),
-            },
+            facts: VolumeFacts { id: volume.id(), block_bytes: unit_bytes(&volume) },
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: around.agent,
@@ -90,16 +122,22 @@ impl Running {
         let shipper = Shipper::start(parts, Box::new(SocketDial::new(around.collector.clone())))
             .with_context(|| format!("volume {}: start the shipper", volume.name()))?;
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
-        let timer = copy::EngineTimer::new(Arc::clone(&around.clock));
+        let timer = EngineTimer::new(Arc::clone(&around.clock));
         around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
+        let (kept, timer) = (Arc::clone(&volume), EngineTimer::new(Arc::clone(&around.clock)));
+        around.workers.spawn_on(worker, move || upkeep::run(kept, timer));
         Ok(Self {
             volume,
             state,
             shipper,
             ring_path,
             mark,
+            started,
+            log,
+            next: Next::after(around.clock.monotonic()),
             cannot_reserve: false,
             cannot_mark: false,
+            size: SizeWatch::default(),
         })
     }
 
@@ -129,9 +167,23 @@ impl Running {
         self.shipper.is_connected()
     }
 
+    /// How it was started.
+    pub(super) fn started(&self) -> Started {
+        self.started
+    }
+
     /// Does what has to be done now and then.
     pub(super) fn keep(&mut self, clock: &dyn Clock) {
         self.reserve_ahead();
+        let now = clock.monotonic();
+        if now >= self.next.mark {
+            self.next.mark = now + SWEEP_EVERY;
+            self.keep_mark_for_power_cut();
+        }
+        if now >= self.next.log {
+            self.next.log = now + LOG_AGAIN;
+            self.mend_log();
+        }
         let kept = self.mark.keep(clock.monotonic());
         if let Err(error) = &kept
             && !self.cannot_mark
@@ -143,6 +195,72 @@ impl Running {
             );
         }
         self.cannot_mark = kept.is_err();
+    }
+
+    /// Keeps in the state what the backing store looks like, for a start after a power cut: the
+    /// mark beside the change ring goes with it.
+    fn keep_mark_for_power_cut(&mut self) {
+        let Ok(mark) = self.mark.now() else { return };
+        if let Err(error) = self.state.update(|state| state.backing = Some(mark)) {
+            tracing::warn!(
+                volume = self.volume.name(),
+                "can't keep the mark of its backing store: {error}; after a power cut the volume \
+                 is compared"
+            );
+        }
+    }
+
+    /// Puts another file in the place of a write-intent log that could not be written.
+    fn mend_log(&self) {
+        let (name, intent) = (self.volume.name(), self.volume.intent());
+        if !intent.map().is_failed() {
+            return;
+        }
+        let mend = || {
+            let file = IntentFile::make(&self.log, self.volume.id(), intent.map())?;
+            let executor = Executor::new(&ExecutorConfig::default())?;
+            std::io::Result::Ok(executor.block_on(intent.adopt(file)))
+        };
+        match mend() {
+            Ok(true) => tracing::info!(
+                volume = name,
+                "the write-intent log is written again, in a new file; it covers what differs"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::error!(
+                volume = name,
+                "no write-intent log can be made: {error}; it is tried again in a minute"
+            ),
+        }
+    }
+
+    /// Looks, about every second, whether the backing store has another size than the volume. One
+    /// that the volume can't have is told once.
+    pub(super) fn has_other_size(&mut self, now: Duration) -> bool {
+        let size = &mut self.size;
+        if now < size.next {
+            return false;
+        }
+        size.next = now + LOOK_EVERY;
+        let found = self.volume.has_other_size();
+        if let Err(error) = &found
+            && !size.cannot_look
+        {
+            tracing::error!(
+                volume = self.volume.name(),
+                "the size of its backing store can't be found out: {error}"
+            );
+        }
+        size.cannot_look = found.is_err();
+        let Ok(found) = found else { return false };
+        size.refused = size.refused.filter(|refused| found == Some(*refused));
+        size.found = found.unwrap_or(size.found);
+        found.is_some() && size.refused.is_none()
+    }
+
+    /// The volume has taken the size that was found, or can't.
+    pub(super) fn note_resize(&mut self, is_done: bool) {
+        self.size.refused = (!is_done).then_some(self.size.found);
     }
 
     /// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the
@@ -196,8 +314,6 @@ impl Running {
         let flushed = flush(&volume);
         if let Err(error) = &flushed {
             tracing::error!(volume = volume.name(), "flush of the backing store: {error:#}");
-            // What was written since the last good flush is unknown; the ring tells the next start.
-            volume.capture().lose(GapReason::BackingError);
         }
         let drained = shipper.stop(deadline.saturating_sub(clock.monotonic()), clock);
         let is_clean = flushed.is_ok() && drained == Drained::Yes && state.get().copied;
@@ -298,7 +414,7 @@ pub fn keep_clean(
 
 fn flush(volume: &ProtectedVolume) -> anyhow::Result<()> {
     let executor = Executor::new(&ExecutorConfig::default()).context("start an executor")?;
-    executor.block_on(volume.store().sync()).context("sync")
+    executor.block_on(volume.sync()).context("sync")
 }
 
 #[cfg(test)]
@@ -331,7 +447,7 @@ mod tests {
         for is_late in [true, false] {
             let random = SystemSource::default();
             let opened = open::open(&config, &config.volumes[0], &clock, &random).expect("opened");
-            let OpenVolume { volume, state, ring_path, mark } = opened;
+            let OpenVolume { volume, state, ring_path, mark, .. } = opened;
             if is_late {
                 volume.capture().stamp(RecordKind::Flush, 0, &[]).expect("there is room");
             } else {
@@ -342,7 +458,7 @@ mod tests {
                     .expect("nobody else")
                     .release_through(Seq(1 << 40));
             }
-            let (volume, state) = (Arc::new(volume), Arc::new(state));
+            let volume = Arc::new(volume);
             let stopped = Stopped { volume, state, ring_path, mark, is_clean: true };
             stopped.settle(clock.as_ref());
             let kept = StateFile::new(dir.path(), "a").load().expect("read").expect("kept");

@@ -148,6 +148,29 @@ impl Volumes {
         }
     }
 
+    /// A volume that clients may change.
+    pub(super) fn protected(&self, name: &str) -> Option<Arc<ProtectedVolume>> {
+        Some(Arc::clone(self.by_name.get(name)?.running()?.volume()))
+    }
+
+    /// Volumes whose backing store has another size; each is looked at now and then.
+    pub(super) fn resized(&mut self) -> Vec<String> {
+        let now = self.around.clock.monotonic();
+        let free = self.by_name.iter_mut().filter(|(_, entry)| !entry.attachment.is_in_work());
+        let resized = free.filter_map(|(name, entry)| {
+            let running = entry.running_mut()?;
+            running.has_other_size(now).then(|| name.clone())
+        });
+        resized.collect()
+    }
+
+    /// A volume was resized, or could not be.
+    pub(super) fn note_resize(&mut self, name: &str, is_done: bool) {
+        if let Some(running) = self.by_name.get_mut(name).and_then(Entry::running_mut) {
+            running.note_resize(is_done);
+        }
+    }
+
     /// How a served volume is attached.
     pub(super) fn attachment(&mut self, name: &str) -> Option<&mut Attachment> {
         let entry = self.by_name.get_mut(name)?;
@@ -187,13 +210,8 @@ impl Volumes {
     /// Does for each volume what has to be done now and then, and closes those that left.
     pub(super) fn keep(&mut self) {
         let clock = &self.around.clock;
-        for entry in self.by_name.values_mut() {
-            match &mut entry.stage {
-                Stage::Served(running, _) | Stage::Leaving(running, _) => {
-                    running.keep(clock.as_ref());
-                }
-                Stage::Closing(..) => {}
-            }
+        for running in self.by_name.values_mut().filter_map(Entry::running_mut) {
+            running.keep(clock.as_ref());
         }
         let left = self.by_name.iter().filter(|(_, entry)| entry.is_left());
         let left: Vec<String> = left.map(|(name, _)| name.clone()).collect();
@@ -261,6 +279,20 @@ impl Volumes {
 }
 
 impl Entry {
+    fn running(&self) -> Option<&Running> {
+        match &self.stage {
+            Stage::Served(running, _) | Stage::Leaving(running, _) => Some(running),
+            Stage::Closing(..) => None,
+        }
+    }
+
+    fn running_mut(&mut self) -> Option<&mut Running> {
+        match &mut self.stage {
+            Stage::Served(running, _) | Stage::Leaving(running, _) => Some(running),
+            Stage::Closing(..) => None,
+        }
+    }
+
     /// True when it was removed and nobody has it open any more.
     fn is_left(&self) -> bool {
         matches!(&self.stage, Stage::Leaving(_, served) if served.strong_count() == 0)
@@ -281,6 +313,14 @@ fn status(entry: &Entry) -> VolumeStatus {
         notes.push("no direct I/O on its backing store: the page cache is used".to_owned());
     }
     notes.extend(entry.attachment.note());
+    notes.push(running.started().to_string());
+    if volume.intent().map().is_failed() {
+        notes.push(
+            "its write-intent log can't be written: a crash of this machine would be followed by \
+             a comparison of the whole volume"
+                .to_owned(),
+        );
+    }
     VolumeStatus {
         name: volume.name().to_owned(),
         id: volume.id().to_string(),

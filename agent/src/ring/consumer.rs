@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tidemark_wire::checksum::lead_bytes;
 use tidemark_wire::planted::{self, Bug};
-use tidemark_wire::{RecordHeader, Seq};
+use tidemark_wire::{RecordHeader, RecordKind, Seq};
 use zerocopy::little_endian::U64;
 
 use super::Shared;
@@ -30,6 +30,15 @@ pub enum Next<'a> {
     InFlight,
     /// All claimed records are read.
     Empty,
+}
+
+/// What a resize record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resize {
+    /// Size of the volume before it.
+    pub old_bytes: u64,
+    /// Size of the volume from it on.
+    pub new_bytes: u64,
 }
 
 /// A committed record in the ring's memory.
@@ -103,6 +112,21 @@ impl Consumer {
             }
         }
         self.cursor = ticket;
+    }
+
+    /// The resizes among the kept records with a number above `after`, in order, whether read
+    /// already or not.
+    #[must_use]
+    pub fn resizes_after(&self, after: Seq) -> Vec<Resize> {
+        let order = self.shared.order();
+        let (head, tail) = (order.head(), order.tail());
+        let committed =
+            (head.0..tail.0).map(Ticket).filter(|one| order.find(*one) == Found::Committed);
+        let headers = committed.map(|ticket| self.shared.header(ticket));
+        headers
+            .filter(|header| header.kind() == Some(RecordKind::Resize) && header.seq() > after)
+            .map(|header| Resize { old_bytes: header.aux.get(), new_bytes: header.len_bytes.get() })
+            .collect()
     }
 
     /// Gives back the slots and pages of all records up to and with `seq`: they are durable

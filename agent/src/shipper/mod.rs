@@ -47,8 +47,6 @@ pub const PAUSE_MAX: Duration = Duration::from_secs(5);
 pub struct VolumeFacts {
     /// Its identity.
     pub id: VolumeId,
-    /// Its size.
-    pub size_bytes: u64,
     /// Smallest unit in which it is written.
     pub block_bytes: u32,
 }

@@ -30,6 +30,7 @@ fn welcome(journal: JournalId, durable: u64, span_open: u64) -> Welcome {
         window_bytes: 1 << 20,
         seeded: false,
         last_time: WallMicros(0),
+        size_bytes: 1 << 20,
     }
 }
 

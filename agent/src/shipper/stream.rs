@@ -46,7 +46,7 @@ pub fn hello(parts: &ShipperParts) -> Hello {
         epoch: state.epoch,
         released,
         newest: Seq(capture.ring().next_seq().0.saturating_sub(1)).max(released),
-        size_bytes: facts.size_bytes,
+        size_bytes: capture.size_bytes(),
         block_bytes: facts.block_bytes,
         name: capture.name().to_owned(),
     }
@@ -135,7 +135,13 @@ impl<'a> Session<'a> {
             phase: capture.phases().phase(),
             sent: *sent,
         };
-        let verdict = judge(hello, welcome, &known);
+        let mut verdict = judge(hello, welcome, &known);
+        let resizes = || consumer.resizes_after(welcome.durable);
+        if !matches!(verdict, Verdict::CopyAnew(_))
+            && !capture.continues(welcome.size_bytes, resizes)
+        {
+            verdict = Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized));
+        }
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;
@@ -148,7 +154,7 @@ impl<'a> Session<'a> {
             Verdict::CopyAnew(cause) => {
                 // Numbers that the collector holds are never given out again.
                 capture.ring().raise_seq(welcome.durable);
-                drop_until = Some(capture.want_copy(cause));
+                drop_until = Some(capture.want_copy_anew(cause, welcome.size_bytes));
             }
         }
         consumer.rewind_to(if drop_until.is_some() { Seq(0) } else { welcome.durable });

@@ -12,20 +12,30 @@ use tidemark_wire::body::GapReason;
 use tidemark_wire::planted::{self, Bug};
 use tidemark_wire::record::{FLAG_FUA, FLAG_NO_HOLE, RecordSpec};
 
+use tidemark_block::range_lock::RangeGuard;
+
 use super::{Volume, VolumePayload, data_spec, range_spec};
 use crate::ring::{Extent, InFlight};
 
 impl<S: Store> Volume<S> {
     /// Claims a record while changes are captured; `None` when they are not, also from now on.
+    /// What it would have said is then missing.
     fn claim(&self, spec: &RecordSpec) -> Option<InFlight> {
-        if !self.capture.is_on() {
-            return None;
-        }
-        let record = self.ring().claim(spec, None).ok();
-        if record.is_none() {
+        let record = self.capture.is_on().then(|| self.ring().claim(spec, None).ok());
+        if record.as_ref().is_some_and(Option::is_none) {
             self.capture.lose(GapReason::RingFull);
         }
+        let record = record.flatten();
+        if record.is_none() {
+            let len = spec.len_bytes;
+            self.miss(ByteRange::new(spec.offset_bytes, len).expect("a range of the volume"));
+        }
         record
+    }
+
+    /// A change that is in flight is not captured.
+    fn miss(&self, range: ByteRange) {
+        self.intent().map().miss(range);
     }
 
     async fn write_captured(
@@ -35,7 +45,8 @@ impl<S: Store> Volume<S> {
         durability: Durability,
     ) -> io::Result<()> {
         if !self.capture.is_on() {
-            return self.units.write(range.start(), extent.lend(), durability).await;
+            self.miss(range);
+            return self.write_missed(range.start(), extent.lend(), durability).await;
         }
         let spec = data_spec(RecordKind::Write, range, flags(durability, false));
         match self.ring().claim(&spec, Some(extent)) {
@@ -46,13 +57,28 @@ impl<S: Store> Volume<S> {
             }
             Err(extent) => {
                 self.capture.lose(GapReason::RingFull);
+                self.miss(range);
                 if planted::is(Bug::FullRingFails) {
                     return Err(io::ErrorKind::OutOfMemory.into());
                 }
                 let mut extent = extent.expect("a refused claim gives its extent back");
-                self.units.write(range.start(), extent.lend(), durability).await
+                self.write_missed(range.start(), extent.lend(), durability).await
             }
         }
+    }
+
+    /// Writes what is not captured.
+    async fn write_missed(
+        &self,
+        start: u64,
+        chunk: Chunk,
+        durability: Durability,
+    ) -> io::Result<()> {
+        let written = self.units.write(start, chunk, durability).await;
+        if written.is_err() {
+            self.fail_backing();
+        }
+        written
     }
 
     /// Writes a payload from outside the ring. When changes are captured (again) by now, it is
@@ -80,7 +106,11 @@ impl<S: Store> Volume<S> {
                 None => self.capture.lose(GapReason::RingFull),
             }
         }
-        let written = self.units.write(start, chunk, durability).await;
+        if done < chunk.len() {
+            let missing = ByteRange::between(start + done as u64, start + chunk.len() as u64);
+            self.miss(missing.expect("the rest of the write"));
+        }
+        let written = self.write_missed(start, chunk, durability).await;
         for record in records {
             let part = if written.is_ok() { Ok(()) } else { Err(io::ErrorKind::Other.into()) };
             // The write's own result is the one that counts.
@@ -105,19 +135,14 @@ impl<S: Store> Volume<S> {
                 }
                 self.settle(record, result)
             }
-            None => work.await,
-        }
-    }
-
-    async fn sync(&self) -> io::Result<()> {
-        let result = self.units.store().sync().await;
-        if result.is_err() {
-            self.capture.lose(GapReason::BackingError);
-            if planted::is(Bug::FlushFailureHidden) {
-                return Ok(());
+            None => {
+                let result = work.await;
+                if result.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::Unsupported) {
+                    self.fail_backing();
+                }
+                result
             }
         }
-        result
     }
 }
 
@@ -125,7 +150,8 @@ impl<S: Store> Device for Volume<S> {
     type Payload = VolumePayload;
 
     fn geometry(&self) -> Geometry {
-        self.units.store().geometry().as_device()
+        let size_bytes = self.size_bytes();
+        Geometry { size_bytes, ..self.units.store().geometry().as_device() }
     }
 
     async fn reserve(&self, range: ByteRange) -> Result<VolumePayload, DeviceError> {
@@ -153,11 +179,11 @@ impl<S: Store> Device for Volume<S> {
         durability: Durability,
     ) -> Result<(), DeviceError> {
         let range = payload.range();
-        let _held = if planted::is(Bug::RangeUnlocked) {
-            None
-        } else {
-            Some(self.locks.lock(range.align_outward(self.unit_bytes())).await)
-        };
+        let units = range.align_outward(self.unit_bytes());
+        let _held =
+            if planted::is(Bug::RangeUnlocked) { None } else { Some(self.lock(range).await?) };
+        self.check_end(range)?;
+        let _entered = self.intent.enter(units).await;
         let written = match payload {
             VolumePayload::Captured { extent, .. } => {
                 self.write_captured(extent, range, durability).await
@@ -166,12 +192,13 @@ impl<S: Store> Device for Volume<S> {
                 self.write_spare(start, chunk, durability).await
             }
         };
-        written.map_err(|error| DeviceError::io(range, error))
+        self.note_end(range);
+        written.map_err(|error| self.store_error(range, error))
     }
 
     async fn read(&self, start: u64, into: Chunk) -> Result<Chunk, DeviceError> {
         let range = check_read(&self.geometry(), start, into.len())?;
-        self.units.read(start, into).await.map_err(|error| DeviceError::io(range, error))
+        self.units.read(start, into).await.map_err(|error| self.store_error(range, error))
     }
 
     async fn flush(&self) -> Result<(), DeviceError> {
@@ -187,12 +214,13 @@ impl<S: Store> Device for Volume<S> {
     async fn trim(&self, range: ByteRange, durability: Durability) -> Result<(), DeviceError> {
         check_write(&self.geometry(), range)?;
         if let Some(units) = range.align_inward(self.unit_bytes()) {
-            let _held = self.locks.lock(units).await;
+            let _held = self.lock(units).await?;
+            let _entered = self.intent.enter(units).await;
             let spec = range_spec(RecordKind::Trim, units, flags(durability, false));
             match self.change(&spec, self.units.store().punch(units)).await {
                 // A trim is a wish; one that can't be granted leaves the bytes as they were.
                 Err(error) if error.kind() != io::ErrorKind::Unsupported => {
-                    return Err(DeviceError::io(units, error));
+                    return Err(self.store_error(units, error));
                 }
                 Ok(()) | Err(_) => {}
             }
@@ -207,12 +235,17 @@ impl<S: Store> Device for Volume<S> {
     ) -> Result<(), DeviceError> {
         check_write(&self.geometry(), range)?;
         if !range.is_empty() {
-            let _held = self.locks.lock(range.align_outward(self.unit_bytes())).await;
+            let units = range.align_outward(self.unit_bytes());
+            let _held = self.lock(range).await?;
+            self.check_end(range)?;
+            let _entered = self.intent.enter(units).await;
             let flags = flags(options.durability, options.no_hole);
             let spec = range_spec(RecordKind::WriteZeroes, range, flags);
             let work =
                 async { self.units.zero(range, options.no_hole, options.fast).await.map(|_| ()) };
-            self.change(&spec, work).await.map_err(|error| DeviceError::zeroing(range, error))?;
+            let zeroed = self.change(&spec, work).await;
+            self.note_end(range);
+            zeroed.map_err(|error| DeviceError::zeroing(range, error))?;
         }
         self.settle_durability(range, options.durability).await
     }
@@ -234,6 +267,14 @@ impl<S: Store> Device for Volume<S> {
 }
 
 impl<S: Store> Volume<S> {
+    /// Waits for the units of `range`. The disk may have got smaller since the request was let in;
+    /// while the lock is held it does not.
+    async fn lock(&self, range: ByteRange) -> Result<RangeGuard<'_>, DeviceError> {
+        let held = self.locks.lock(range.align_outward(self.unit_bytes())).await;
+        check_write(&self.geometry(), range)?;
+        Ok(held)
+    }
+
     async fn settle_durability(
         &self,
         range: ByteRange,

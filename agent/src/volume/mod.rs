@@ -6,20 +6,24 @@
 //! A write takes these steps:
 //!
 //! 1. its payload is received in memory of the ring (`reserve`);
-//! 2. it waits for its range ([`tidemark_block::range_lock`]);
+//! 2. it waits for its range ([`tidemark_block::range_lock`]), and until the write-intent log has
+//!    the range's bits on stable storage ([`crate::intent_log`]);
 //! 3. it takes a slot and with it its sequence number (`claim`); from here on a successor of a
 //!    killed agent knows that the range is in flight;
 //! 4. the backing store writes from the same memory;
 //! 5. the record is committed, which hands it to the shipper, and the client gets its answer.
 //!
 //! Whatever keeps a change from being captured (ring full, numbers used up) never keeps it from
-//! being done: the capture is given up ([`crate::capture`]) and a copy brings the collector level again
-//! ([`crate::copy`]). A crash of the process loses nothing of what is in the ring; a crash of the
+//! being done: the capture is given up ([`crate::capture`]), what is missing is kept in the
+//! write-intent log, and a copy brings the collector level again ([`crate::copy`]). A crash of the process loses nothing of what is in the ring; a crash of the
 //! machine loses the ring, which the successor notices.
 
 mod device;
+mod resize;
+pub mod upkeep;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use tidemark_block::engine::BufferPool;
 use tidemark_block::range_lock::RangeLock;
@@ -31,7 +35,10 @@ use tidemark_wire::record::RecordSpec;
 use tidemark_wire::{RecordKind, VolumeId};
 
 use crate::capture::Capture;
+use crate::intent_log::IntentLog;
 use crate::ring::{Extent, InFlight, Ring};
+
+pub use resize::{ResizeError, Resized};
 
 /// Buffers for payloads while they can't be captured.
 const SPARE_BUFFERS: usize = 64;
@@ -68,20 +75,30 @@ pub struct Volume<S> {
     id: VolumeId,
     units: Units<S>,
     capture: Arc<Capture>,
+    intent: IntentLog<S>,
     locks: RangeLock,
     spare: BufferPool,
+    /// See [`resize`].
+    written_to: AtomicU64,
 }
 
 impl<S: Store> Volume<S> {
     /// Protects what `store` holds.
+    ///
+    /// # Panics
+    /// When `capture` and `intent` have not the same map: a programmer's mistake.
     #[must_use]
-    pub fn new(id: VolumeId, store: S, capture: Arc<Capture>) -> Self {
+    pub fn new(id: VolumeId, store: S, capture: Arc<Capture>, intent: IntentLog<S>) -> Self {
+        assert!(Arc::ptr_eq(capture.intent(), intent.map()), "one map of what is missing");
+        capture.set_size(store.geometry().size_bytes);
         Self {
             id,
             units: Units::new(store),
             capture,
+            intent,
             locks: RangeLock::default(),
             spare: BufferPool::new(SPARE_BUFFERS, PAYLOAD_BYTES_MAX),
+            written_to: AtomicU64::new(0),
         }
     }
 
@@ -100,7 +117,7 @@ impl<S: Store> Volume<S> {
     /// Size in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        self.units.store().geometry().size_bytes
+        self.capture.size_bytes()
     }
 
     /// Smallest unit in which the backing store is written, in bytes.
@@ -119,6 +136,42 @@ impl<S: Store> Volume<S> {
     #[must_use]
     pub fn capture(&self) -> &Arc<Capture> {
         &self.capture
+    }
+
+    /// What the collector may lack, on stable storage.
+    #[must_use]
+    pub fn intent(&self) -> &IntentLog<S> {
+        &self.intent
+    }
+
+    /// Makes every change that has ended durable. A failure leaves what was changed since the last
+    /// success unknown: it is compared.
+    ///
+    /// # Errors
+    /// The backing store's.
+    pub async fn sync(&self) -> std::io::Result<()> {
+        let map = self.intent.map();
+        let epoch = map.flush_begins();
+        match self.sync_store().await {
+            Err(_) if planted::is(Bug::FlushFailureHidden) => return Ok(()),
+            synced => synced?,
+        }
+        map.flush_ended(epoch);
+        Ok(())
+    }
+
+    async fn sync_store(&self) -> std::io::Result<()> {
+        let result = self.units.store().sync().await;
+        if result.is_err() {
+            self.fail_backing();
+        }
+        result
+    }
+
+    /// What was changed since the last good flush of the backing store may hold anything.
+    fn fail_backing(&self) {
+        self.intent.map().doubt_unflushed();
+        self.capture.lose(GapReason::BackingError);
     }
 
     fn ring(&self) -> &Ring {
@@ -189,6 +242,7 @@ impl<S: Store> Volume<S> {
                 let piece = ByteRange::new(at, len).expect("a part of a range");
                 let _held = self.locks.lock(piece).await;
                 if self.copy_back(piece, false).await.is_none() {
+                    in_flight.iter().for_each(|range| self.intent.map().doubt(*range));
                     self.capture.lose(GapReason::RingFull);
                     return;
                 }
@@ -197,8 +251,8 @@ impl<S: Store> Volume<S> {
         }
     }
 
-    /// Ends a record as its backing write ended. A range that failed holds anything: it is read
-    /// back by a copy.
+    /// Ends a record as its backing write ended, while it counts as in flight in the write-intent
+    /// log. A range that failed holds anything: a copy compares it.
     fn settle(&self, record: InFlight, result: std::io::Result<()>) -> std::io::Result<()> {
         match result {
             Ok(()) => record.commit(),
@@ -206,7 +260,7 @@ impl<S: Store> Volume<S> {
                 // In this order: a kill in between must leave one of the two in the ring's file,
                 // the range in flight or the capture given up.
                 if !planted::is(Bug::FailedWriteForgotten) {
-                    self.capture.lose(GapReason::BackingError);
+                    self.fail_backing();
                 }
                 record.void();
                 if planted::is(Bug::FailureHidden) {

@@ -16,6 +16,7 @@ use tidemark_agent::capture::Capture;
 use tidemark_agent::capture::phase::Phase;
 use tidemark_agent::clock::{Clock, SystemClock};
 use tidemark_agent::copy;
+use tidemark_agent::intent_log::IntentLog;
 use tidemark_agent::random::{Random, SystemSource};
 use tidemark_agent::ring::{Mlock, Recovery, Ring, RingSpec};
 use tidemark_agent::shipper::link::{Dial, Link, receive_frame};
@@ -118,6 +119,7 @@ impl Collector {
                 window_bytes: 4 << 20,
                 seeded: kept.seeded,
                 last_time: kept.last_time,
+                size_bytes: DISK_BYTES,
             }
         };
         send(&stream, FrameKind::Welcome, |body| welcome.encode(body)).ok()?;
@@ -266,6 +268,7 @@ impl Ground {
             timeline: Timeline(1),
             epoch: Epoch(0),
             copied: false,
+            covered: true,
             clean: false,
             released: Seq(0),
             paused: false,
@@ -296,19 +299,20 @@ impl Ground {
         let (ring, recovery) = self.ring(&spec, first, &clock);
         ring.set_seq_limit(state.reserved_until);
         let store = open_store(&self.backing);
-        let capture = Arc::new(Capture::new("data".into(), ring));
+        let intent = IntentLog::volatile(DISK_BYTES);
+        let capture = Arc::new(Capture::new("data".into(), ring, Arc::clone(intent.map())));
         if let Some(recovery) = recovery {
             assert!(!recovery.capture_was_off && recovery.in_flight.is_empty());
             capture.ring().settle(recovery);
         }
         let state = Arc::new(KeptState::new(file, state));
-        let volume = Arc::new(Volume::new(VOLUME, store, Arc::clone(&capture)));
+        let volume = Arc::new(Volume::new(VOLUME, store, Arc::clone(&capture), intent));
         let workers = Workers::start("serve", 2, ExecutorConfig::default()).unwrap();
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&random));
         let timer = copy::EngineTimer::new(Arc::clone(&clock));
         workers.spawn_on(0, move || copy::run(copied, source, timer));
         let parts = ShipperParts {
-            facts: VolumeFacts { id: VOLUME, size_bytes: DISK_BYTES, block_bytes: 512 },
+            facts: VolumeFacts { id: VOLUME, block_bytes: 512 },
             capture,
             state: Arc::clone(&state),
             agent: AgentId::from_bytes([1; 16]),

@@ -92,6 +92,7 @@ fn session(mut stream: UnixStream, copies: &Copies) -> Option<()> {
         window_bytes: 1 << 20,
         seeded: false,
         last_time: WallMicros(0),
+        size_bytes: hello.size_bytes,
     };
     send(&mut stream, FrameKind::Welcome, |out| welcome.encode(out))?;
     loop {

@@ -374,6 +374,11 @@ impl Core {
         self.ring.borrow_mut().take_result(id, Some(waker))
     }
 
+    /// Wants no result of an operation any more.
+    pub(super) fn abandon(&self, id: u32) {
+        self.ring.borrow_mut().abandon(id);
+    }
+
     /// Cancels an operation and waits for its completion, which may take as long as a disk takes.
     pub(super) fn cancel_and_wait(&self, id: u32) -> i32 {
         if let Some(result) = self.ring.borrow_mut().take_result(id, None) {

@@ -14,9 +14,11 @@
 //! An operation owns its buffers until the kernel is done with them; `op.rs` has the argument.
 
 mod buffers;
+mod driver;
 mod event;
 mod executor;
 pub mod file;
+mod first_of;
 mod mailbox;
 mod op;
 mod ring;
@@ -30,8 +32,10 @@ mod wake;
 mod workers;
 
 pub use buffers::BufferPool;
+pub(crate) use driver::driver_command;
 pub use event::{Event, EventWait};
 pub use executor::{Executor, ExecutorConfig, spawn};
+pub use first_of::first_of;
 pub use mailbox::{MailReceiver, MailSender, SendError, TrySendError, mailbox};
 pub use task_pool::TaskPool;
 pub use time::sleep;

@@ -6,7 +6,8 @@
 //! future is first polled and therefore pinned. The operation is handed out or dropped only after
 //! the completion was seen: either the future returns it with the result, or its drop asks the
 //! kernel to cancel and waits, on the spot, until the completion is there. Leaking a pinned
-//! future leaks its memory too, so that is no way around it.
+//! future leaks its memory too, so that is no way around it. An entry that points to no memory may
+//! say that it is not waited for ([`Operation::WAITS_AT_DROP`]).
 
 use std::future::Future;
 use std::io;
@@ -30,6 +31,11 @@ pub(super) unsafe trait Operation {
 
     /// Called instead of handing out the result when the future was dropped before it.
     fn discard(&mut self, _result: io::Result<u32>) {}
+
+    /// False for an operation that the kernel can't cancel and that ends only when somebody else
+    /// wants it to: a future that is dropped leaves it in flight, and it ends with its ring at the
+    /// latest. Its entry must then point to no memory, and its descriptor outlive the executor.
+    const WAITS_AT_DROP: bool = true;
 }
 
 enum State {
@@ -85,6 +91,10 @@ impl<T: Operation> Future for Op<T> {
 impl<T: Operation> Drop for Op<T> {
     fn drop(&mut self) {
         if let State::InFlight { core, id } = &self.state {
+            if !T::WAITS_AT_DROP {
+                core.abandon(*id);
+                return;
+            }
             let result = checked(core.cancel_and_wait(*id));
             if let Some(operation) = &mut self.operation {
                 operation.discard(result);

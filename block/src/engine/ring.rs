@@ -24,6 +24,8 @@ enum Slot {
     Free,
     Waiting(Waker),
     Done(i32),
+    /// In flight, and nobody wants its result any more.
+    Abandoned,
 }
 
 /// What [`Ring::reap_one`] found.
@@ -112,7 +114,22 @@ impl Ring {
                 }
                 None
             }
-            Slot::Free => unreachable!("operation {id} was asked for after its result was taken"),
+            Slot::Free | Slot::Abandoned => {
+                unreachable!("operation {id} was asked for after its result was taken or given up")
+            }
+        }
+    }
+
+    /// Leaves an operation to itself; its place is free again when it completes.
+    pub(super) fn abandon(&mut self, id: u32) {
+        let slot = &mut self.slots[id as usize];
+        match std::mem::replace(slot, Slot::Abandoned) {
+            Slot::Waiting(_) => {}
+            Slot::Done(_) => {
+                *slot = Slot::Free;
+                self.free.push(id);
+            }
+            Slot::Free | Slot::Abandoned => unreachable!("operation {id} was given up twice"),
         }
     }
 
@@ -135,6 +152,11 @@ impl Ring {
                 let slot = slot.expect("the kernel completes only what was submitted");
                 match std::mem::replace(slot, Slot::Done(completion.result())) {
                     Slot::Waiting(waker) => Reaped::Wake(waker),
+                    Slot::Abandoned => {
+                        *slot = Slot::Free;
+                        self.free.push(u32::try_from(id).expect("it is a place in the table"));
+                        Reaped::Silent
+                    }
                     Slot::Free | Slot::Done(_) => unreachable!("operation {id} completed twice"),
                 }
             }

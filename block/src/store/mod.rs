@@ -25,7 +25,7 @@ use crate::range::ByteRange;
 /// Size and limits of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreGeometry {
-    /// Size in bytes; a multiple of `io_align_bytes`.
+    /// Size in bytes when the store was opened; a multiple of `io_align_bytes`.
     pub size_bytes: u64,
     /// Unit of offsets and lengths of reads, writes, punches and zeroings, in bytes (a power of
     /// two, at most 4096; 1 when the page cache is in between).
@@ -62,8 +62,23 @@ impl StoreGeometry {
 /// implementation may fail with `InvalidInput` otherwise.
 #[allow(async_fn_in_trait)]
 pub trait Store: Send + Sync + 'static {
-    /// Size and limits; the size may change when the store is resized.
+    /// Size, when it was opened, and limits.
     fn geometry(&self) -> StoreGeometry;
+
+    /// How large the store is just now, in bytes: others may have grown or shrunk it. It need not
+    /// be whole units.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn size_now(&self) -> io::Result<u64> {
+        Ok(self.geometry().size_bytes)
+    }
+
+    /// True when a write behind the end makes the store larger, as it does with a file; false
+    /// when it fails.
+    fn grows_by_writing(&self) -> bool {
+        false
+    }
 
     /// Fills the buffer from `offset` (in bytes). `UnexpectedEof` when the store ends before.
     fn read_at(&self, buf: Chunk, offset: u64) -> impl Future<Output = (io::Result<()>, Chunk)>;

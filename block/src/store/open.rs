@@ -139,7 +139,8 @@ fn open_with(path: &Path, mode: OpenMode, flags: i32) -> Result<File, StoreError
     })
 }
 
-fn size_of(file: &File, block_device: bool) -> io::Result<u64> {
+/// Size of a file or block device, in bytes.
+pub(super) fn size_of(file: &File, block_device: bool) -> io::Result<u64> {
     if !block_device {
         return Ok(file.metadata()?.len());
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::fcntl::Flock;
 
-use super::open::{OpenMode, Opened, StoreError, open};
+use super::open::{OpenMode, Opened, StoreError, open, size_of};
 use super::{Store, StoreGeometry};
 use crate::chunk::Chunk;
 use crate::device::{Durability, StatusExtent};
@@ -54,6 +54,14 @@ impl UringStore {
 impl Store for UringStore {
     fn geometry(&self) -> StoreGeometry {
         self.geometry
+    }
+
+    fn size_now(&self) -> io::Result<u64> {
+        size_of(&self.locked, self.block_device)
+    }
+
+    fn grows_by_writing(&self) -> bool {
+        !self.block_device
     }
 
     async fn read_at(&self, buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {

@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 use tidemark_wire::session::RefuseReason;
 
 use super::manifest::{Manifest, Retired};
-use super::volume::VolumeCore;
+use super::owner::VolumeCore;
 use crate::error::{Failure, Result, Severity};
 use crate::policy::Overrides;
 use crate::storage::Storage;

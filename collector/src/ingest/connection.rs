@@ -14,11 +14,12 @@ use tidemark_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use tidemark_wire::session::{Refuse, RefuseReason};
 
 use super::compare::Comparer;
+use super::owner::{Command, Opening};
 use super::port::{Inbox, SessionPort};
 use super::server::Shared;
 use super::session::{Action, Close, Session};
 use super::socket::Stream;
-use super::volume::{Command, Opening, Volume};
+use super::volume::Volume;
 use super::writer::WriterQueue;
 use crate::storage::Storage;
 

@@ -4,7 +4,8 @@
 //! and acknowledgements of what was synced, never of what was received.
 //!
 //! - [`session`]: the state machine of one session, pure;
-//! - [`volume`]: the one owner of a volume's journal and manifest, without threads;
+//! - [`owner`]: the one owner of a volume's journal and manifest, without threads;
+//!   [`admission`]: how it lets an agent in; [`volume`]: what everybody may see of it;
 //! - [`change`]: what a person decides of a volume, and how that takes effect;
 //! - [`erase`]: the end of a retired volume;
 //! - [`writer`]: its thread, and the group commit; [`volumes`]: all of them;
@@ -12,6 +13,7 @@
 //! - [`server`]: sockets and threads; [`port`]: the way back to a session;
 //! - [`manifest`]: what is known of a volume for good; [`observer`]: who is told.
 
+mod admission;
 pub mod change;
 pub mod compare;
 pub mod connection;
@@ -19,6 +21,7 @@ mod early;
 pub mod erase;
 pub mod manifest;
 pub mod observer;
+pub mod owner;
 pub mod port;
 pub mod seeding;
 pub mod server;

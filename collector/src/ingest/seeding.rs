@@ -19,7 +19,8 @@ use tidemark_wire::session::RefuseReason;
 
 use super::change::Decision;
 use super::manifest::Manifest;
-use super::volume::{Volume, VolumeCore, volume_dir};
+use super::owner::VolumeCore;
+use super::volume::{Volume, volume_dir};
 use super::volumes::Volumes;
 use crate::error::{Failure, NotOffered, Result, Severity};
 use crate::seed::{SeedBuilder, merge_into_seed};

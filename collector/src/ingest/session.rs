@@ -75,6 +75,7 @@ pub struct Batch {
 
 struct Stream {
     volume: VolumeId,
+    /// Size of the volume behind the last record that was handed on.
     size_bytes: u64,
     timeline: Timeline,
     epoch: Epoch,
@@ -91,7 +92,7 @@ struct Stream {
 
 enum State {
     AwaitingHello { since: Duration },
-    Opening { volume: VolumeId, size_bytes: u64 },
+    Opening { volume: VolumeId },
     Streaming(Stream),
     Over,
 }
@@ -114,7 +115,7 @@ impl Session {
     #[must_use]
     pub fn volume(&self) -> Option<VolumeId> {
         match &self.state {
-            State::Opening { volume, .. } => Some(*volume),
+            State::Opening { volume } => Some(*volume),
             State::Streaming(stream) => Some(stream.volume),
             State::AwaitingHello { .. } | State::Over => None,
         }
@@ -166,7 +167,7 @@ impl Session {
         answer: Result<Welcome, Refuse>,
         out: &mut Vec<Action>,
     ) {
-        let State::Opening { volume, size_bytes } = self.state else { return };
+        let State::Opening { volume } = self.state else { return };
         let welcome = match answer {
             Ok(welcome) => welcome,
             Err(refusal) => return self.refuse(refusal, out),
@@ -174,7 +175,7 @@ impl Session {
         out.push(Action::Send(message(FrameKind::Welcome, |body| welcome.encode(body))));
         self.state = State::Streaming(Stream {
             volume,
-            size_bytes,
+            size_bytes: welcome.size_bytes,
             timeline: welcome.timeline,
             epoch: welcome.epoch,
             last: welcome.durable,
@@ -269,8 +270,7 @@ impl Session {
             (State::AwaitingHello { .. }, FrameKind::Hello) => {
                 let hello = Hello::decode(&body).map_err(protocol)?;
                 check_name(&hello.name)?;
-                let (volume, size_bytes) = (hello.volume, hello.size_bytes);
-                self.state = State::Opening { volume, size_bytes };
+                self.state = State::Opening { volume: hello.volume };
                 out.push(Action::Open(Box::new(hello)));
             }
             (State::Streaming(stream), FrameKind::Records) => {
@@ -323,7 +323,7 @@ impl Stream {
         self.check_chain(&records)?;
         for record in records.records() {
             let record = record.map_err(by_kind)?;
-            check_place(&record, self.size_bytes)?;
+            self.size_bytes = check_place(&record, self.size_bytes)?;
             if planted::is(Bug::ReceiptUnchecked) {
                 continue;
             }
@@ -411,12 +411,24 @@ fn check_name(name: &str) -> Result<(), Refuse> {
     Ok(())
 }
 
-fn check_place(record: &Record<'_>, size_bytes: u64) -> Result<(), Refuse> {
+/// The volume's size behind a record that fits one of `size_bytes`. A resize names the size before
+/// it: what a smaller volume loses is cut off by that record, and none of it may be left out.
+fn check_place(record: &Record<'_>, size_bytes: u64) -> Result<u64, Refuse> {
     let header = record.header;
+    if record.kind == RecordKind::Resize {
+        let (old, new) = (header.aux.get(), header.len_bytes.get());
+        if old == size_bytes {
+            return Ok(new);
+        }
+        return Err(protocol(format!(
+            "record {} resizes a volume of {old} bytes to {new}, but it has {size_bytes}",
+            header.seq()
+        )));
+    }
     // The sum does not wrap: decoding has compared it with the largest volume.
     let end = header.offset_bytes.get() + header.len_bytes.get();
-    if record.kind == RecordKind::Resize || end <= size_bytes {
-        return Ok(());
+    if end <= size_bytes {
+        return Ok(size_bytes);
     }
     Err(protocol(format!(
         "record {} ends at byte {end} of a volume of {size_bytes} bytes",

@@ -40,6 +40,7 @@ fn welcome(epoch: u64, durable: u64) -> Welcome {
         window_bytes: 1 << 20,
         seeded: false,
         last_time: WallMicros(0),
+        size_bytes: 1 << 20,
     }
 }
 
@@ -146,6 +147,75 @@ fn only_a_gap_or_a_copy_may_follow_something_that_is_not_held() {
             assert_eq!(refusal(&actions).reason, RefuseReason::Protocol, "{prev} {seqs:?}");
         }
     }
+}
+
+/// The size of [`hello`].
+const SIZE: u64 = 1 << 20;
+
+fn resize(from: u64, to: u64) -> RecordSpec {
+    let kind = RecordKind::Resize;
+    RecordSpec { kind, offset_bytes: 0, len_bytes: to, payload_bytes: 0, flags: 0, aux: from }
+}
+
+fn trim(at: u64, len_bytes: u64) -> RecordSpec {
+    let kind = RecordKind::Trim;
+    RecordSpec { kind, offset_bytes: at, len_bytes, payload_bytes: 0, flags: 0, aux: 0 }
+}
+
+/// A frame of epoch 5 with records numbered from 11 on.
+fn frame_of(specs: &[RecordSpec]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (seq, spec) in (11..).zip(specs) {
+        record::encode(spec, Seq(seq), WallMicros(seq), &[], &mut bytes);
+    }
+    let count = u32::try_from(specs.len()).unwrap();
+    let header = RecordsHeader {
+        timeline: 1.into(),
+        count: count.into(),
+        epoch: 5.into(),
+        prev_seq: 10.into(),
+        first_seq: 11.into(),
+        last_seq: (10 + u64::from(count)).into(),
+        token: 0.into(),
+    };
+    [header.as_bytes(), &bytes].concat()
+}
+
+#[test]
+fn every_record_has_to_fit_the_size_that_those_before_it_made() {
+    for (specs, refused) in [
+        (vec![resize(SIZE, 2 * SIZE), trim(SIZE, SIZE)], None),
+        (vec![resize(SIZE, 512), trim(0, 512), resize(512, SIZE), trim(512, 512)], None),
+        (vec![trim(SIZE, 1)], Some("ends at byte 1048577 of a volume of 1048576 bytes")),
+        (vec![trim(SIZE, 1), resize(SIZE, 2 * SIZE)], Some("ends at byte")),
+        (vec![resize(SIZE, 512), trim(0, 513)], Some("of a volume of 512 bytes")),
+        (vec![resize(512, SIZE)], Some("of 512 bytes to 1048576, but it has 1048576")),
+        (vec![resize(2 * SIZE, SIZE)], Some("but it has 1048576")),
+        (vec![resize(SIZE, 0)], Some("a resize from 1048576 to 0 bytes")),
+        (vec![resize(SIZE, u64::MAX)], Some("beyond the largest volume")),
+    ] {
+        let (mut session, _) = streaming(5, 10);
+        let actions = give(&mut session, SECOND, FrameKind::Records, &frame_of(&specs));
+        match refused {
+            None => assert!(matches!(actions[..], [Action::Append(_)]), "{specs:?} {actions:?}"),
+            Some(text) => {
+                let refusal = refusal(&actions);
+                assert_eq!(refusal.reason, RefuseReason::Protocol, "{specs:?}");
+                assert!(refusal.text.contains(text), "{specs:?}: {}", refusal.text);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_question_is_about_the_size_that_the_stream_has_reached() {
+    let (mut session, _) = streaming(5, 10);
+    give(&mut session, SECOND, FrameKind::Records, &frame_of(&[resize(SIZE, 8192)]));
+    let range = NodeRange::new(0, 8192).unwrap();
+    let actions = give(&mut session, SECOND, FrameKind::Compare, &question(10, range));
+    assert!(matches!(actions[..], [Action::Compare(_)]), "{actions:?}");
+    let actions = give(&mut session, SECOND, FrameKind::Compare, &question(10, whole()));
+    assert!(refusal(&actions).text.contains("of a volume of 8192 bytes"), "{actions:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::volume::{Command, VolumeCore};
+use super::owner::{Command, VolumeCore};
 use crate::storage::Storage;
 
 /// Bytes of records that may wait for the thread.

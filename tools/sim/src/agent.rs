@@ -14,24 +14,25 @@ use tidemark_agent::backing_mark::Change;
 use tidemark_agent::capture::phase::Phase;
 use tidemark_agent::clock::Clock;
 use tidemark_agent::copy;
-use tidemark_agent::daemon::open::{RingPlace, begun, new_state, open_on};
+use tidemark_agent::daemon::open::{Left, RingPlace, begun, new_state, open_on};
+use tidemark_agent::daemon::restart::Restart;
 use tidemark_agent::daemon::running::{is_late, keep_clean};
+use tidemark_agent::intent_log::file::IntentFile;
 use tidemark_agent::random::Random;
 use tidemark_agent::ring::{Ring, RingSpec};
 use tidemark_agent::shipper::{Drained, Orders, ShipperParts, VolumeFacts};
-use tidemark_agent::state::{KeptState, StateFile, VolumeState};
-use tidemark_agent::volume::Volume;
-use tidemark_block::store::Store;
+use tidemark_agent::state::{KeptState, StateFile};
+use tidemark_agent::volume::{Volume, upkeep};
 use tidemark_collector::storage::pages::Pages;
-use tidemark_wire::body::GapReason;
 use tidemark_wire::{AgentId, VolumeId};
 
 use crate::disk::SimStore;
 use crate::executor::Group;
 use crate::figures::Step;
 use crate::guest;
+use crate::log_place::LogPlace;
 use crate::ship::{self, Shipping};
-use crate::time::CopyTimer;
+use crate::time::SimTimer;
 use crate::world::World;
 
 pub(crate) const VOLUME: VolumeId = VolumeId::from_bytes([7; 16]);
@@ -39,6 +40,8 @@ pub(crate) const NAME: &str = "data";
 const AGENT: AgentId = AgentId::from_bytes([1; 16]);
 /// How long a stop waits for the collector, as the daemon's does.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
+/// When another file is tried for a write-intent log that failed.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
 
 /// What the machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +82,7 @@ impl Process {
 /// See the module's documentation.
 pub(crate) struct AgentMachine {
     dir: PathBuf,
+    pub(crate) log: LogPlace,
     boot: Cell<u8>,
     ring_slots: u32,
     /// The disk was changed while there was no process, and its mark says so.
@@ -89,10 +93,11 @@ pub(crate) struct AgentMachine {
 
 impl AgentMachine {
     /// A machine that keeps its files in an empty directory on tmpfs.
-    pub(crate) fn new(dir: PathBuf, ring_slots: u32) -> Self {
+    pub(crate) fn new(dir: PathBuf, ring_slots: u32, log: LogPlace) -> Self {
         let status = Cell::new(Status::Down { until: Duration::ZERO });
         Self {
             dir,
+            log,
             boot: Cell::new(1),
             ring_slots,
             is_changed: Cell::new(false),
@@ -124,6 +129,9 @@ impl AgentMachine {
     /// Drops the process; what it had in flight lands or not.
     pub(crate) fn kill(&self, world: &World, restart_after: Duration) {
         world.disk.agent_died();
+        if let Some(log) = self.log.disk() {
+            log.agent_died();
+        }
         self.end(world, restart_after);
     }
 
@@ -131,6 +139,9 @@ impl AgentMachine {
     pub(crate) fn cut_power(&self, world: &World, restart_after: Duration) {
         world.network.silence();
         world.disk.power_cut();
+        if let Some(log) = self.log.disk() {
+            log.power_cut();
+        }
         self.end(world, restart_after);
         self.boot.set(self.boot.get() + 1);
         // A file system in memory is gone; but one may be put back by whoever sets the machine up.
@@ -167,9 +178,10 @@ impl AgentMachine {
     }
 
     /// What the disk's mark tells the next process, as `look_at_backing` does.
-    fn look(&self, was: &VolumeState) -> Option<Change> {
+    fn look(&self, restart: Restart) -> Option<Change> {
         let is_changed = self.is_changed.take();
-        (is_changed && was.copied).then_some(Change::Doubt("an older image was put on it"))
+        (is_changed && restart != Restart::First)
+            .then_some(Change::Doubt("an older image was put on it"))
     }
 
     /// Begins to stop the process in order.
@@ -188,15 +200,24 @@ impl AgentMachine {
 async fn open(world: &Rc<World>) -> anyhow::Result<()> {
     let machine = &world.agent;
     let file = StateFile::new(&machine.dir, NAME);
-    let was = file.load()?.unwrap_or_else(|| new_state(VOLUME));
-    let state = begun(&was);
+    let found = file.load()?;
+    let state = begun(&found.clone().unwrap_or_else(|| new_state(VOLUME)));
     file.store(&state)?;
+    let state = Arc::new(KeptState::new(file, state));
     let path = machine.ring_path();
-    let place = RingPlace { path: &path, spec: machine.ring_spec() };
+    let left = Left {
+        name: NAME,
+        ring: RingPlace { path: &path, spec: machine.ring_spec() },
+        log: &machine.log,
+        was: found.as_ref(),
+        state: &state,
+    };
     let clock: Arc<dyn Clock> = world.agent_clock.clone();
     let store = SimStore(Arc::clone(&world.disk));
-    let volume = open_on(store, NAME, &place, &was, &clock, |_| Ok(machine.look(&was))).await?;
-    let (volume, state) = (Arc::new(volume), Arc::new(KeptState::new(file, state)));
+    let (volume, started) =
+        open_on(store, &left, &clock, |_, restart| Ok(machine.look(restart))).await?;
+    let volume = Arc::new(volume);
+    world.trace.say(|| format!("agent: {started}"));
     let process = Process {
         volume: Arc::clone(&volume),
         state: Arc::clone(&state),
@@ -204,14 +225,15 @@ async fn open(world: &Rc<World>) -> anyhow::Result<()> {
         drained: Rc::default(),
     };
     let random: Arc<dyn Random> = world.random.clone();
-    let timer = CopyTimer(Arc::clone(&world.time));
-    let copier = copy::run(Arc::clone(&volume), Arc::clone(&random), timer);
+    let timer = || SimTimer(Arc::clone(&world.time));
+    let copier = copy::run(Arc::clone(&volume), Arc::clone(&random), timer());
     world.executor.spawn(Group::Agent, Step::Copy, copier);
-    let facts = VolumeFacts {
-        id: VOLUME,
-        size_bytes: volume.size_bytes(),
-        block_bytes: world.disk.spec().unit_bytes,
-    };
+    let sweeper = upkeep::run(Arc::clone(&volume), timer());
+    world.executor.spawn(Group::Agent, Step::Sweep, sweeper);
+    let (mended, theirs) = (Arc::clone(&volume), Rc::clone(world));
+    let mender = async move { mend_log(&theirs, &mended).await };
+    world.executor.spawn(Group::Agent, Step::Sweep, mender);
+    let facts = VolumeFacts { id: VOLUME, block_bytes: world.disk.spec().unit_bytes };
     let capture = Arc::clone(volume.capture());
     let parts = ShipperParts { facts, capture, state, agent: AGENT, clock, random };
     let shipping = Shipping {
@@ -232,6 +254,19 @@ async fn open(world: &Rc<World>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Tries another file every minute while the write-intent log can't be written, as the daemon does.
+async fn mend_log(world: &World, volume: &Volume<SimStore>) {
+    loop {
+        world.time.sleep(LOG_AGAIN).await;
+        let map = volume.intent().map();
+        if map.is_failed()
+            && let Ok(file) = IntentFile::make(&world.agent.log, VOLUME, map)
+        {
+            volume.intent().adopt(file).await;
+        }
+    }
+}
+
 /// As the daemon stops a volume; says whether the stop is clean.
 async fn stop(world: &Rc<World>, process: &Process) -> bool {
     let (time, step) = (&world.time, || world.executor.at(Step::Stop));
@@ -245,11 +280,10 @@ async fn stop(world: &Rc<World>, process: &Process) -> bool {
     capture.close();
     process.orders.set(Orders { stop_when_drained: true, stop_now: false });
     let begun = world.model.now();
-    let flushed = process.volume.store().sync().await;
+    let flushed = process.volume.sync().await;
     step();
-    match &flushed {
-        Ok(()) => world.model.flushed(begun),
-        Err(_) => capture.lose(GapReason::BackingError),
+    if flushed.is_ok() {
+        world.model.flushed(begun);
     }
     let deadline = time.now() + DRAIN_PATIENCE;
     while process.drained.get().is_none() && time.now() < deadline {

@@ -170,6 +170,7 @@ impl Director {
     fn settle(&mut self, world: &Rc<World>) {
         world.trace.say(|| "nothing goes wrong any more".into());
         world.disk.heal();
+        world.agent.log.heal();
         world.collector.storage.borrow().set_full(false);
         world.collector.storage.borrow().clear_fault();
         world.network.go_down(Duration::ZERO);
@@ -262,6 +263,10 @@ impl Director {
                 }
                 let image = self.snapshot.as_ref();
                 image.is_some_and(|image| world.agent.put_back(world, image))
+            }
+            Fault::LogFails => {
+                world.agent.log.fail(world.random.between(1, 3));
+                true
             }
             Fault::BackingWrite
             | Fault::BackingRead

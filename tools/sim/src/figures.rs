@@ -34,6 +34,8 @@ kinds! {
         /// The agent dials and opens a session.
         Greet = "greet",
         Ship = "ship",
+        /// The write-intent log is swept.
+        Sweep = "sweep",
         /// The agent stops in order.
         Stop = "stop",
         /// The collector opens the volume's journal.
@@ -65,6 +67,7 @@ kinds! {
         BackingSync = "backing flush",
         BackingSpoilt = "backing unreadable",
         BackingPutBack = "backing put back",
+        LogFails = "log of intents",
         JournalCall = "journal's disk",
         JournalFull = "journal full",
         ClockJump = "clock jumps",

@@ -30,16 +30,22 @@ pub(crate) struct Guest {
     is_stopped: Cell<bool>,
     /// Longest pause between two operations, in microseconds.
     think_max: u64,
+    /// Long pauses that are left.
+    lulls: Cell<u64>,
+    /// Until when nobody begins anything.
+    lull_until: Cell<Duration>,
 }
 
 impl Guest {
-    pub(crate) fn new(clients: u64, operations: u64, think_max: u64) -> Self {
+    pub(crate) fn new(clients: u64, operations: u64, think_max: u64, lulls: u64) -> Self {
         Self {
             clients,
             left: Cell::new(operations),
             in_flight: Cell::new(0),
             is_stopped: Cell::new(false),
             think_max,
+            lulls: Cell::new(lulls),
+            lull_until: Cell::default(),
         }
     }
 
@@ -49,6 +55,16 @@ impl Guest {
 
     pub(crate) fn in_flight(&self) -> u64 {
         self.in_flight.get()
+    }
+
+    /// Now and then the guest does nothing for so long that what is idle can be told.
+    async fn lull(&self, world: &World) {
+        if self.lulls.get() > 0 && world.random.chance(2) {
+            self.lulls.set(self.lulls.get() - 1);
+            let seconds = Duration::from_secs(world.random.between(30, 130));
+            self.lull_until.set(world.time.now() + seconds);
+        }
+        world.time.sleep_until(self.lull_until.get()).await;
     }
 
     /// Lets nobody begin anything on this process of the agent.
@@ -79,6 +95,7 @@ async fn run(world: &World, volume: &Volume<SimStore>) {
             let micros = world.random.below(guest.think_max + 1);
             world.time.sleep(Duration::from_micros(micros)).await;
         }
+        guest.lull(world).await;
         if guest.left.get() == 0 || guest.is_stopped.get() {
             return;
         }

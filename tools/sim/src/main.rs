@@ -9,6 +9,7 @@ mod disk;
 mod executor;
 mod figures;
 mod guest;
+mod log_place;
 mod model;
 mod network;
 mod random;

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tidemark_collector::ingest::compare::answer;
 use tidemark_collector::ingest::connection::read_frame;
+use tidemark_collector::ingest::owner::{Command, Opening};
 use tidemark_collector::ingest::port::SessionPort;
 use tidemark_collector::ingest::session::{Action, Session};
-use tidemark_collector::ingest::volume::{Command, Opening};
 use tidemark_wire::compare::Compare;
 use tidemark_wire::frame::RecordsBody;
 use tidemark_wire::session::{Refuse, RefuseReason};

@@ -166,10 +166,10 @@ impl tidemark_collector::seam::Clock for MachineClock {
     }
 }
 
-/// The timer of the copier.
-pub(crate) struct CopyTimer(pub(crate) Arc<Time>);
+/// What tasks of the agent wait with.
+pub(crate) struct SimTimer(pub(crate) Arc<Time>);
 
-impl tidemark_agent::copy::Timer for CopyTimer {
+impl tidemark_agent::clock::Timer for SimTimer {
     fn now(&self) -> Duration {
         self.0.now()
     }

@@ -1,6 +1,7 @@
 //! One run: two machines, the network between them, a guest, and what goes wrong.
 
 use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::disk::{Disk, DiskSpec};
 use crate::executor::{Executor, Group, Turn};
 use crate::figures::Figures;
 use crate::guest::Guest;
+use crate::log_place::LogPlace;
 use crate::model::{Model, ZONE_BYTES};
 use crate::network::Network;
 use crate::random::Random;
@@ -81,6 +83,7 @@ impl World {
             random.between(1, 6),
             operations,
             random.pick(&[500, 4_000, 20_000, 100_000]),
+            random.below(3),
         );
         let ring_slots = 1 << random.between(4, 8);
         Rc::new(Self {
@@ -88,7 +91,11 @@ impl World {
             trace: Rc::new(Trace::new(Arc::clone(&time), with_text)),
             agent_clock: MachineClock::new(Arc::clone(&time)),
             collector_clock: MachineClock::new(Arc::clone(&time)),
-            agent: AgentMachine::new(dir.to_owned(), ring_slots),
+            agent: AgentMachine::new(
+                dir.to_owned(),
+                ring_slots,
+                LogPlace::new(Arc::clone(&time), Arc::clone(&random)),
+            ),
             collector: CollectorMachine::new(collector),
             collector_is_dead: Rc::default(),
             guest,
@@ -190,7 +197,12 @@ fn prepare(disk: &Disk, model: &Model, random: &Random) {
 /// Runs a seed in an empty directory on tmpfs.
 pub(crate) fn run(seed: u64, dir: &Path, with_text: bool) -> Outcome {
     let world = World::new(seed, dir, with_text);
-    world.run();
+    // What a panic of one machine leaves is looked at no more.
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| world.run())) {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("of some sort");
+        world.breaks(format!("a panic: {text}"));
+    }
     let (hash, violation) = (world.trace.hash(), world.violation());
     let lines = world.trace.lines();
     world.agent.process.take();

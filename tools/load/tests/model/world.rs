@@ -11,6 +11,7 @@ use tidemark_agent::capture::Capture;
 use tidemark_agent::capture::phase::Phase;
 use tidemark_agent::clock::{Clock, SystemClock};
 use tidemark_agent::copy;
+use tidemark_agent::intent_log::IntentLog;
 use tidemark_agent::random::{Random, SystemSource};
 use tidemark_agent::ring::{Mlock, Ring, RingSpec, boot_id};
 use tidemark_agent::shipper::link::SocketDial;
@@ -262,8 +263,9 @@ impl Agent {
                 .expect("a ring");
         ring.set_seq_limit(state.get().reserved_until);
         ring.turn_capture_on();
-        let capture = Arc::new(Capture::new(NAME.to_owned(), ring));
-        let volume = Arc::new(Volume::new(spec.volume, store, capture));
+        let intent = IntentLog::volatile(store.geometry().size_bytes);
+        let capture = Arc::new(Capture::new(NAME.to_owned(), ring, Arc::clone(intent.map())));
+        let volume = Arc::new(Volume::new(spec.volume, store, capture, intent));
         let workers =
             Workers::start("serve", WORKERS, ExecutorConfig::default()).expect("executors");
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&random));
@@ -272,7 +274,6 @@ impl Agent {
         let parts = ShipperParts {
             facts: VolumeFacts {
                 id: volume.id(),
-                size_bytes: volume.size_bytes(),
                 block_bytes: u32::try_from(volume.unit_bytes()).expect("a small unit"),
             },
             capture: Arc::clone(volume.capture()),
@@ -338,6 +339,7 @@ fn new_state(dir: &Path, volume: VolumeId) -> KeptState {
         timeline: Timeline(1),
         epoch: Epoch(0),
         copied: false,
+        covered: true,
         clean: false,
         released: Seq(0),
         paused: false,

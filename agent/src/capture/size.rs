@@ -1,0 +1,130 @@
+//! The volume's size, and the one that its stream has reached.
+//!
+//! The two differ between the moment in which the disk got another size and the record that says
+//! so. While they do, no change is captured: the collector would find it on no volume. What enters
+//! are the sizes of the disk and of what the collector holds; what leaves is that record. Both are
+//! changed under the mutex of [`super::phase`], so that whoever begins a session, begins a copy or
+//! resizes finds them as they belong together. A crash loses both; the backing store and the
+//! collector say them anew.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tidemark_wire::body::GapReason;
+use tidemark_wire::record::RecordSpec;
+use tidemark_wire::{RecordKind, Seq};
+
+use super::Capture;
+use super::phase::{CopyCause, Phase};
+use crate::ring::Resize;
+use crate::ring::order::Ticket;
+
+/// Until the first session it is not known.
+const UNKNOWN: u64 = 0;
+
+/// See the module's documentation.
+#[derive(Default)]
+pub(super) struct Sizes {
+    volume: AtomicU64,
+    /// Behind the last record in the ring, as far as the collector's welcome and the ring say.
+    stream: AtomicU64,
+}
+
+impl Sizes {
+    // Relaxed throughout: what depends on a size is done under a range's lock or under the mutex
+    // of the phases, and those order it.
+    fn volume(&self) -> u64 {
+        self.volume.load(Ordering::Relaxed)
+    }
+
+    fn stream(&self) -> u64 {
+        self.stream.load(Ordering::Relaxed)
+    }
+}
+
+impl Capture {
+    /// Size of the volume in bytes; 0 until somebody has set it.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.sizes.volume()
+    }
+
+    /// Sets the size of a volume that nobody serves yet.
+    pub fn set_size(&self, size_bytes: u64) {
+        self.sizes.volume.store(size_bytes, Ordering::Relaxed);
+        self.intent.resize(size_bytes);
+    }
+
+    /// The volume has `size_bytes` from here on; the caller holds the lock on all of it. With
+    /// `is_known` nothing but zeroes was added and nothing else changed, so that a record says all
+    /// of it: true when it does. Else the capture is lost, and a copy begins with the record.
+    pub fn resize(&self, size_bytes: u64, is_known: bool) -> bool {
+        let is_recorded = self.phases.held(|phase| {
+            let old = self.sizes.volume.swap(size_bytes, Ordering::Relaxed);
+            self.intent.resize(size_bytes);
+            let fits = [UNKNOWN, old].contains(&self.sizes.stream());
+            let is_whole = phase.is_whole() && self.is_on() && fits;
+            is_known && is_whole && self.stamp_resize(old, size_bytes).is_some()
+        });
+        if !is_recorded {
+            self.lose(GapReason::Resized);
+        }
+        is_recorded
+    }
+
+    /// Puts the volume's size in the stream where that has reached another one. A copy does so
+    /// behind its begin, the record `begin`, under the mutex of the phases. Gives the record from
+    /// which on the stream has the size; `None` when the ring has no room.
+    pub(crate) fn stamp_size(&self, begin: Seq) -> Option<Seq> {
+        let (stream, volume) = (self.sizes.stream(), self.sizes.volume());
+        let has_reached = [UNKNOWN, volume].contains(&stream);
+        if has_reached { Some(begin) } else { self.stamp_resize(stream, volume) }
+    }
+
+    fn stamp_resize(&self, old_bytes: u64, new_bytes: u64) -> Option<Seq> {
+        let spec = RecordSpec {
+            kind: RecordKind::Resize,
+            offset_bytes: 0,
+            len_bytes: new_bytes,
+            payload_bytes: 0,
+            flags: 0,
+            aux: old_bytes,
+        };
+        let record = self.ring.claim(&spec, None).ok()?;
+        let seq = record.seq();
+        record.commit();
+        self.sizes.stream.store(new_bytes, Ordering::Relaxed);
+        Some(seq)
+    }
+
+    /// A session begins in which what is in the ring goes on behind what the collector holds, a
+    /// volume of `held_bytes`; `resizes` gives those in the ring. False when they do not lead from
+    /// there to the volume's size, and no copy is going to say that size: then the stream is none
+    /// that a collector takes.
+    #[must_use]
+    pub fn continues(&self, held_bytes: u64, resizes: impl FnOnce() -> Vec<Resize>) -> bool {
+        self.phases.held(|phase| {
+            let mut stream = held_bytes;
+            for resize in resizes() {
+                if resize.old_bytes != stream {
+                    return false;
+                }
+                stream = resize.new_bytes;
+            }
+            self.sizes.stream.store(stream, Ordering::Relaxed);
+            stream == self.size_bytes() || matches!(phase, Phase::Wanted(_) | Phase::Paused)
+        })
+    }
+
+    /// As [`Capture::want_copy`] for a copy before which nothing of what is in the ring goes to
+    /// the collector, which holds a volume of `held_bytes`. Gives the ticket at or behind which the
+    /// copy's first record will be, and that of no copy before it.
+    pub fn want_copy_anew(&self, cause: CopyCause, held_bytes: u64) -> Ticket {
+        let place = || {
+            self.sizes.stream.store(held_bytes, Ordering::Relaxed);
+            self.ring.tail_ticket()
+        };
+        let ticket = self.phases.want_copy(cause, place);
+        self.desk.look_again();
+        ticket
+    }
+}

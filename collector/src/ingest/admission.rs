@@ -1,0 +1,180 @@
+//! Lets an agent in: opens what the volume keeps, then the session.
+//!
+//! What enters: the hello of an agent. What leaves: a welcome whose epoch is durable, or a refusal.
+//! The journal is opened here too, at the start and again after a write of it has failed: what a
+//! crash or a person left on the disk is found before any session begins. The state is the
+//! owner's ([`super::owner`]).
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use tidemark_wire::limits::WINDOW_BYTES_MAX;
+use tidemark_wire::session::{Hello, Refuse, RefuseReason, Welcome};
+use tidemark_wire::{Epoch, Seq, WallMicros};
+
+use super::manifest::Manifest;
+use super::owner::{Opening, VolumeCore};
+use super::volume::{Held, Live};
+use crate::error::{JournalError, Severity};
+use crate::journal::{Journal, JournalIdentity, OpenReport};
+use crate::seed::{SEED_FILE, Seed, merge_into_seed};
+use crate::storage::Storage;
+
+impl<S: Storage> VolumeCore<S> {
+    pub(super) fn open(&mut self, opening: Opening) {
+        self.finish();
+        let Opening { hello, peer, port } = opening;
+        match self.admit(&hello) {
+            Ok(welcome) => {
+                let epoch = welcome.epoch;
+                let durable = welcome.durable;
+                let text = format!("session {epoch} of {peer} has taken over");
+                self.end_live(RefuseReason::Fenced, text);
+                let live = Live { epoch, peer, port: Arc::clone(&port) };
+                self.set_live(Some(live));
+                port.opened(Ok(welcome));
+                if self.reported.is_none() {
+                    let text = format!("the agent is connected, the newest record is {durable}");
+                    self.report(Severity::Info, text);
+                }
+            }
+            Err(refusal) => port.opened(Err(refusal)),
+        }
+    }
+
+    /// Raises the epoch durably before anything says that the session is open.
+    fn admit(&mut self, hello: &Hello) -> std::result::Result<Welcome, Refuse> {
+        let refuse = |reason, text: String| Refuse { reason, text };
+        if self.manifest.retired.is_some() {
+            let text = self.retired_text();
+            return Err(refuse(RefuseReason::Retired, text));
+        }
+        if self.shared.lock().seeding {
+            return Err(refuse(RefuseReason::Unavailable, self.seeding_text()));
+        }
+        if let Err(error) = self.ensure_journal() {
+            self.set_problem(error.to_string());
+            return Err(refuse(RefuseReason::Unavailable, error.to_string()));
+        }
+        if let Some(damage) = &self.damage {
+            return Err(refuse(RefuseReason::Unavailable, damage.clone()));
+        }
+        let Some(journal) = &mut self.journal else {
+            return Err(refuse(RefuseReason::Unavailable, "the journal is not open".into()));
+        };
+        let reader = journal.reader();
+        let durable = reader.durable();
+        let last_time = reader.last_time().unwrap_or(WallMicros(0));
+        let size_bytes = reader.size_at(durable);
+        let raised = Manifest {
+            epoch: Epoch(self.manifest.epoch.max(hello.epoch).0.saturating_add(1)),
+            name: hello.name.clone(),
+            agent: hello.agent,
+            block_bytes: hello.block_bytes,
+            ..self.manifest.clone()
+        };
+        if let Err(error) = raised.store(&self.storage, self.shared.dir()) {
+            self.set_problem(error.to_string());
+            return Err(refuse(RefuseReason::Unavailable, error.to_string()));
+        }
+        journal.set_epoch(raised.epoch);
+        self.put_in_force(raised);
+        self.observer.seen(&self.manifest);
+        Ok(Welcome {
+            journal: self.manifest.journal,
+            timeline: self.manifest.timeline,
+            epoch: self.manifest.epoch,
+            durable,
+            span_open: self.span_open.unwrap_or(Seq(0)),
+            window_bytes: WINDOW_BYTES_MAX,
+            seeded: self.manifest.seeded && durable == Seq(0),
+            last_time,
+            size_bytes,
+        })
+    }
+
+    /// Opens the journal, or reopens one that a failed write has closed. One that is damaged is
+    /// an error as well, before a session begins that could not append.
+    pub(super) fn ensure_journal(&mut self) -> std::result::Result<(), JournalError> {
+        match &mut self.journal {
+            Some(journal) => journal.reopen()?,
+            None => {
+                let seed = Seed::open_or_create(
+                    &self.storage,
+                    &self.shared.dir().join(SEED_FILE),
+                    self.manifest.size_bytes,
+                )?;
+                let identity = JournalIdentity {
+                    volume: self.manifest.volume,
+                    journal: self.manifest.journal,
+                    timeline: self.manifest.timeline,
+                    epoch: self.manifest.epoch,
+                    size_bytes: self.manifest.size_bytes,
+                };
+                let (journal, report) = Journal::open_above(
+                    Arc::clone(&self.storage),
+                    &self.shared.journal_dir(),
+                    identity,
+                    self.config,
+                    seed.base(),
+                )?;
+                self.report_opening(&report);
+                self.complete_merge(&journal, &seed);
+                self.damage = report.damaged.first().map(ToString::to_string);
+                let (marks, damaged) = journal.reader().marks()?;
+                // The volume goes on without them; what they said can't be shown any more.
+                for damage in damaged {
+                    let text = format!("a recovery point or a mark is lost: {damage}");
+                    self.report(Severity::Critical, text);
+                }
+                self.note_points(&marks);
+                self.observer.history(self.manifest.volume, &marks);
+                let held = Held { reader: journal.reader(), seed: Arc::new(seed) };
+                *self.shared.held_lock() = Some(held);
+                self.journal = Some(journal);
+            }
+        }
+        self.look_at_spans();
+        self.shared.lock().problem.clone_from(&self.damage);
+        Ok(())
+    }
+
+    /// Ends a merge that a crash cut off, before anything reads the seed. One that can't be ended
+    /// now is tried again by the merger; what can't be told from the seed meanwhile is an error
+    /// of the read.
+    fn complete_merge(&self, journal: &Journal<S>, seed: &Seed<S>) {
+        let Some(to) = seed.merging_to() else { return };
+        let mut pace = |_| ControlFlow::Continue(());
+        match merge_into_seed(&journal.reader(), seed, to, &mut pace) {
+            Ok(merged) => {
+                for damage in &merged.damaged {
+                    self.report(Severity::Critical, damage.to_string());
+                }
+                if merged.to.is_none() {
+                    return;
+                }
+                let text = format!("a merge that was interrupted is complete at record {to}");
+                self.report(Severity::Info, text);
+            }
+            Err(error) => {
+                let text = format!("an interrupted merge to record {to} can't be ended: {error}");
+                self.report(Severity::Critical, text);
+            }
+        }
+    }
+
+    fn report_opening(&self, report: &OpenReport) {
+        if let Some(cut) = &report.cut {
+            self.report(Severity::Warning, cut.to_string());
+        }
+        for damage in &report.damaged {
+            self.report(Severity::Critical, damage.to_string());
+        }
+        tracing::info!(
+            volume = %self.manifest.name,
+            records = report.records,
+            durable = report.durable.0,
+            "journal opened"
+        );
+    }
+}

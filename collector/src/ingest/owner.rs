@@ -1,0 +1,269 @@
+//! The one owner of a volume's journal and manifest.
+//!
+//! What enters: [`Command`]s, in the order in which the sessions gave them. What leaves: answers
+//! through the session's port, marks and events to the observer, and the facts in [`Volume`].
+//! [`VolumeCore`] owns journal, manifest and the right to append: a session is opened
+//! ([`super::admission`]) in the same order in which records are appended, so once it is open no
+//! record of an older one gets in. There are no threads here, so the simulator runs the same code.
+//! A crash loses what was not committed, and that was not acknowledged.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemark_wire::Seq;
+use tidemark_wire::body::GapReason;
+use tidemark_wire::frame::RecordsBody;
+use tidemark_wire::session::{Hello, Refuse, RefuseReason};
+
+use super::change::Change;
+use super::early;
+use super::manifest::Manifest;
+use super::observer::Observer;
+use super::port::SessionPort;
+use super::session::Batch;
+use super::volume::{Live, Volume};
+use crate::error::{ErrorKind, JournalError, Severity};
+use crate::journal::{Journal, JournalConfig, Mark, MarkBody};
+use crate::storage::Storage;
+
+/// What sessions want from the owner of a volume.
+pub enum Command {
+    /// Open a session.
+    Open(Box<Opening>),
+    /// Append records; they are durable after [`VolumeCore::finish`].
+    Append(Batch),
+    /// The session with this port is over, or its opening is no longer wanted.
+    Closed(Arc<dyn SessionPort>),
+    /// Change what a person decides of the volume.
+    Change(Change),
+    /// The last command: what was appended becomes durable, and the owner ends.
+    Stop,
+}
+
+/// An agent that wants a session.
+pub struct Opening {
+    /// What it said.
+    pub hello: Hello,
+    /// Who it is, for people.
+    pub peer: String,
+    /// How it is answered.
+    pub port: Arc<dyn SessionPort>,
+}
+
+/// The owner of a volume's journal and manifest.
+pub struct VolumeCore<S: Storage> {
+    pub(super) storage: Arc<S>,
+    pub(super) shared: Arc<Volume<S>>,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) config: JournalConfig,
+    pub(super) manifest: Manifest,
+    pub(super) journal: Option<Journal<S>>,
+    pub(super) span_open: Option<Seq>,
+    /// What is damaged in the journal, so that it takes no records.
+    pub(super) damage: Option<String>,
+    pub(super) live: Option<Live>,
+    appended: bool,
+    token_sent_at: Option<Duration>,
+    /// What was reported as the reason why nothing becomes durable; until something does. An
+    /// agent comes back every few seconds and meets the same problem; people are told once.
+    pub(super) reported: Option<String>,
+}
+
+impl<S: Storage> VolumeCore<S> {
+    /// Takes charge of a volume and opens its journal. Where that fails, the volume says so and
+    /// the next session tries again.
+    pub fn start(
+        storage: Arc<S>,
+        shared: Arc<Volume<S>>,
+        observer: Arc<dyn Observer>,
+        config: JournalConfig,
+    ) -> Self {
+        let manifest = shared.lock().manifest.clone();
+        let mut core = Self {
+            storage,
+            shared,
+            observer,
+            config,
+            manifest,
+            journal: None,
+            span_open: None,
+            damage: None,
+            live: None,
+            appended: false,
+            token_sent_at: None,
+            reported: None,
+        };
+        core.observer.volume(&core.manifest);
+        if let Err(error) = core.ensure_journal() {
+            core.set_problem(error.to_string());
+        }
+        core
+    }
+
+    /// Does one command; appended records wait for [`VolumeCore::finish`].
+    pub fn handle(&mut self, command: Command) {
+        match command {
+            Command::Open(opening) => self.open(*opening),
+            Command::Append(batch) => self.append(&batch),
+            Command::Closed(port) => {
+                if self.live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.port, &port)) {
+                    self.set_live(None);
+                    self.report(Severity::Info, "the agent is disconnected".into());
+                }
+            }
+            Command::Change(change) => self.change(change),
+            Command::Stop => {}
+        }
+    }
+
+    /// Makes everything that was appended durable with one sync and acknowledges it.
+    pub fn finish(&mut self) {
+        if std::mem::take(&mut self.appended) && !self.commit() {
+            self.token_sent_at = None;
+        }
+        // A token proves a recoverable state only when there is one and no span hides it.
+        if let Some(sent_at) = self.token_sent_at.take()
+            && self.span_open.is_none()
+            && self.journal.as_ref().is_some_and(|journal| journal.reader().durable() > Seq(0))
+        {
+            let recoverable_at = &mut self.shared.lock().recoverable_at;
+            *recoverable_at = (*recoverable_at).max(Some(sent_at));
+        }
+    }
+
+    fn commit(&mut self) -> bool {
+        let Some(journal) = &mut self.journal else { return false };
+        let committed = match journal.commit() {
+            Ok(committed) => committed,
+            Err(error) => {
+                self.fail(&error);
+                return false;
+            }
+        };
+        if let Some(live) = &self.live {
+            live.port.durable(committed.durable);
+        }
+        if self.reported.take().is_some() {
+            self.report(Severity::Info, "the journal takes records again".into());
+        }
+        if !committed.new_marks.is_empty() {
+            self.look_at_spans();
+            committed.new_marks.iter().for_each(|mark| self.report_mark(mark));
+            self.note_points(&committed.new_marks);
+            self.observer.marks(self.manifest.volume, &committed.new_marks);
+        }
+        true
+    }
+
+    fn append(&mut self, batch: &Batch) {
+        // A session that was fenced has been told so; what it still sent is dropped here.
+        if self.live.as_ref().is_none_or(|live| live.epoch != batch.epoch) {
+            return;
+        }
+        if batch.count > 0 {
+            let Some(journal) = &mut self.journal else { return };
+            let appended = match RecordsBody::decode(&batch.body) {
+                Ok(records) => journal.append(&records),
+                Err(error) => return self.end_live(RefuseReason::Protocol, error.to_string()),
+            };
+            if let Err(error) = appended {
+                return self.fail(&error);
+            }
+            self.appended = true;
+            early::tell(self.live.as_ref(), journal.last_appended(), batch, &*self.observer);
+        }
+        self.token_sent_at = self.token_sent_at.max(batch.token_sent_at);
+    }
+
+    pub(super) fn look_at_spans(&mut self) {
+        let Some(journal) = &self.journal else { return };
+        self.span_open = journal.reader().span_open();
+        if self.span_open.is_none() {
+            self.shared.lock().copy = None;
+        }
+    }
+
+    /// Nothing of what waits became durable. The agent comes back and sends it again.
+    fn fail(&mut self, error: &JournalError) {
+        let text = error.to_string();
+        // What was appended before the refused records still waits, unless the journal is closed.
+        self.appended &= self.journal.as_ref().is_some_and(|journal| !journal.is_latched());
+        if error.kind() == ErrorKind::Resynchronize {
+            return self.end_live(RefuseReason::Protocol, text);
+        }
+        self.set_problem(text.clone());
+        self.end_live(RefuseReason::Unavailable, text);
+    }
+
+    pub(super) fn note_points(&self, marks: &[Mark]) {
+        let is_point = |mark: &&Mark| matches!(mark.body, MarkBody::Bookmark(_));
+        if let Some(newest) = marks.iter().rev().find(is_point) {
+            self.shared.lock().newest_point = Some(newest.seq);
+        }
+    }
+
+    pub(super) fn end_live(&mut self, reason: RefuseReason, text: String) {
+        if let Some(live) = self.live.take() {
+            live.port.end(Refuse { reason, text });
+            self.set_live(None);
+        }
+    }
+
+    pub(super) fn set_live(&mut self, live: Option<Live>) {
+        {
+            let mut facts = self.shared.lock();
+            facts.live.clone_from(&live);
+            // What an earlier session has told says nothing of this one.
+            facts.standing = facts.standing.filter(|_| live.is_none());
+        }
+        self.live = live;
+    }
+
+    /// Nothing becomes durable for now.
+    pub(super) fn set_problem(&mut self, text: String) {
+        self.shared.lock().problem = Some(text.clone());
+        if self.reported.as_ref() != Some(&text) {
+            self.report(Severity::Critical, text.clone());
+            self.reported = Some(text);
+        }
+    }
+
+    /// Says what the agent could not capture, when the copy is whole again, and a new size.
+    fn report_mark(&self, mark: &Mark) {
+        let seq = mark.seq;
+        match &mark.body {
+            MarkBody::Gap(reason) => {
+                let why = reason.map_or("for a reason that is not known here", GapReason::text);
+                let text = format!("changes before record {seq} are missing: {why}");
+                self.report(Severity::Warning, text);
+            }
+            MarkBody::ResyncBegin(resync) => {
+                let what = if resync.initial == 1 { "the first copy" } else { "a comparison" };
+                let text = format!("{what} of {} bytes began at {seq}", resync.total_bytes);
+                self.report(Severity::Info, text);
+            }
+            MarkBody::ResyncEnd(resync) if self.span_open.is_none() => {
+                let sent = resync.sent_bytes;
+                let text =
+                    format!("the copy is whole from record {seq} on; {sent} bytes were sent");
+                self.report(Severity::Info, text);
+            }
+            MarkBody::Resize { size_bytes, old_bytes } => {
+                let shrank = size_bytes < old_bytes;
+                let (severity, what) =
+                    if shrank { (Severity::Warning, "shrank") } else { (Severity::Info, "grew") };
+                let name = &self.manifest.name;
+                let text = format!(
+                    "volume {name} {what} from {old_bytes} to {size_bytes} bytes at record {seq}; \
+                     states before it keep their size"
+                );
+                self.report(severity, text);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn report(&self, severity: Severity, message: String) {
+        self.observer.event(severity, Some(&self.manifest.name), message);
+    }
+}
