@@ -84,6 +84,8 @@ pub enum Change {
         was: u64,
         /// Now.
         is: u64,
+        /// Nothing else was changed.
+        only_size: bool,
     },
     /// It was written.
     Edited,
@@ -96,7 +98,7 @@ impl fmt::Display for Change {
         match self {
             Self::Doubt(why) => write!(f, "whether it was changed can't be told: {why}"),
             Self::Replaced => f.write_str("it is another one than was served last"),
-            Self::Resized { was, is } => {
+            Self::Resized { was, is, .. } => {
                 write!(f, "it has {is} bytes and had {was} when it was served last")
             }
             Self::Edited => f.write_str("it was written while no agent served it"),
@@ -132,7 +134,10 @@ pub fn judge(was: Option<&BackingMark>, now: &BackingMark, ending: Ending) -> Op
         return Some(Change::Replaced);
     }
     if was.size_bytes != now.size_bytes {
-        return Some(Change::Resized { was: was.size_bytes, is: now.size_bytes });
+        // The times of a file tell of its size as they do of its bytes.
+        let only_size =
+            now.kind == BackingKind::Device && judge_counter(was, now, ending).is_none();
+        return Some(Change::Resized { was: was.size_bytes, is: now.size_bytes, only_size });
     }
     match now.kind {
         BackingKind::Device => judge_counter(was, now, ending),

@@ -86,7 +86,7 @@ fn verdicts(deed: Deed, boot: [u8; 16]) -> [Option<Change>; 2] {
 
 #[test]
 fn a_file_that_somebody_changed_is_noticed_after_any_end() {
-    let resized = Change::Resized { was: SIZE, is: 2 * SIZE };
+    let resized = Change::Resized { was: SIZE, is: 2 * SIZE, only_size: false };
     for (deed, wanted) in [
         (nothing as Deed, None),
         (edit, Some(Change::Edited)),
@@ -197,6 +197,6 @@ fn a_device_that_somebody_changed_is_noticed_within_a_boot_and_in_doubt_beyond()
 
     grow(&path);
     assert!(Command::new("losetup").arg("--set-capacity").arg(device).status().unwrap().success());
-    let resized = Some(Change::Resized { was: SIZE, is: 2 * SIZE });
+    let resized = Some(Change::Resized { was: SIZE, is: 2 * SIZE, only_size: false });
     assert_eq!(judge(Some(&was), &mark(device, BOOT), Ending::Clean), resized);
 }

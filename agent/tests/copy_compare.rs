@@ -14,7 +14,8 @@ use tidemark_block::store::UringStore;
 use tidemark_block::{ByteRange, Device, Durability, Payload, ZeroOptions};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::compare::{LEAF_BYTES, NODE_BYTES};
-use tidemark_wire::session::{InstructKind, StandingState};
+use tidemark_wire::instruct::InstructKind;
+use tidemark_wire::session::StandingState;
 use tidemark_wire::{RecordKind, WallMicros};
 
 const MIB: u64 = 1 << 20;
@@ -176,7 +177,7 @@ fn a_pause_loses_nothing_and_its_end_sends_what_was_missed() {
     });
     // Neither a loss nor a wish for a comparison ends it.
     agent.capture().lose(GapReason::RingFull);
-    collector.instruct(InstructKind::Compare);
+    collector.instruct(InstructKind::CompareMarked);
     wait_for("it is told", || {
         let told = collector.kept().standings.last().copied();
         told.is_some_and(|told| told.state == StandingState::Paused)
@@ -188,6 +189,7 @@ fn a_pause_loses_nothing_and_its_end_sends_what_was_missed() {
     {
         let kept = collector.kept();
         assert!(kept.data_bytes <= 3 * LEAF_BYTES, "{} bytes sent", kept.data_bytes);
+        assert_eq!(kept.questions, 0, "what was missed is known to the leaf");
         assert_eq!(kept.kinds[..2], [RecordKind::Gap, RecordKind::ResyncBegin]);
         // A trim of twelve nodes is not told leaf by leaf.
         let zeroes = kept.kinds.iter().filter(|kind| **kind == RecordKind::WriteZeroes).count();
@@ -210,7 +212,7 @@ fn a_comparison_under_writes_ends_equal() {
         let at = usize::try_from(at).unwrap();
         collector.kept().image[at..at + 512].fill(0xbd);
     }
-    agent.capture().lose(GapReason::RingFull);
+    collector.instruct(InstructKind::Compare);
     for round in 0..400u64 {
         on_volume(&agent, move |volume| async move {
             let at = (round * 7_919 * 4096) % (DISK_BYTES - 70_000);

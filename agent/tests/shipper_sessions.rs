@@ -307,9 +307,13 @@ fn questions_of_copies_that_were_given_up_do_not_pile_up_at_the_collector() {
     let node = |index| NodeRange::new(index * NODE_BYTES, NODE_BYTES).unwrap();
     let mut asked = Vec::new();
     for copy in 1..=4 {
-        agent.capture.desk().open([copy; 16], Seq(1));
+        let desk = agent.capture.desk();
+        desk.close([copy - 1; 16]);
+        desk.open([copy; 16]);
         for index in 0..4 {
-            agent.capture.desk().post(node(index), vec![node_hash(&[LeafHash::ZERO])]);
+            let nodes = vec![node_hash(&[LeafHash::ZERO])];
+            let (id, min_seq, range) = ([copy; 16], Seq(1), node(index));
+            desk.post(Compare { id, min_seq, exact: false, range, nodes });
         }
         agent.capture.ring().wake_consumer();
         while let Some(question) = only.question(QUIET) {

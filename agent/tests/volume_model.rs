@@ -190,7 +190,7 @@ impl Collector {
                 while let Next::Record(record) = consumer.next() {
                     replay.apply(record);
                 }
-                while let Some(question) = capture.desk().take(replay.last) {
+                while let Some(question) = capture.desk().take(replay.last, false) {
                     assert!(capture.desk().answered(replay.answer(&question)));
                 }
                 consumer.release_through(replay.last);

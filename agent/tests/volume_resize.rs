@@ -115,7 +115,7 @@ impl Collector {
                 while let Next::Record(record) = consumer.next() {
                     replay.apply(record);
                 }
-                while let Some(question) = capture.desk().take(replay.last) {
+                while let Some(question) = capture.desk().take(replay.last, false) {
                     assert!(capture.desk().answered(replay.answer(&question)));
                 }
                 consumer.release_through(replay.last);
@@ -305,6 +305,22 @@ fn a_write_behind_a_cut_that_was_not_seen_yet_does_not_hide_it() {
     assert_out_of_range(bench.write(START_BYTES - 100, &[8; 100]));
     assert!(!bench.resize().unwrap().is_recorded, "where it was cut is not known");
     bench.check("cut and grown by a write");
+    bench.end();
+}
+
+#[test]
+fn a_cut_that_nobody_was_told_of_is_not_hidden_by_growing_again() {
+    let bench = Bench::new(4 << 20).with_session(START_BYTES);
+    bench.write(0, &[6; 200_000]).unwrap();
+    bench.check("before");
+    bench.disk.capture().pause();
+    bench.set_len(8192);
+    assert!(!bench.resize().unwrap().is_recorded);
+    bench.set_len(START_BYTES);
+    assert!(!bench.resize().unwrap().is_recorded, "the stream is at the size before the cut");
+    bench.disk.capture().resume();
+    bench.check("zeroes where the collector had bytes");
+    assert_eq!(bench.counts(), (0, 1));
     bench.end();
 }
 

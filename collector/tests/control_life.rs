@@ -16,7 +16,8 @@ use tidemark_collector::control::api::{
 use tidemark_collector::control::client::{Client, ClientError};
 use tidemark_wire::body::{Bookmark, GapReason, PointKind as WireKind};
 use tidemark_wire::frame::FrameKind;
-use tidemark_wire::session::{Instruct, InstructKind, RefuseReason, Standing, StandingState};
+use tidemark_wire::instruct::{Instruct, InstructKind};
+use tidemark_wire::session::{RefuseReason, Standing, StandingState};
 use tidemark_wire::{RecordKind, WallMicros};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -167,7 +168,8 @@ fn obey(agent: &mut Agent, state: StandingState, reason: Option<GapReason>) -> I
         let (kind, body) = agent.receive().unwrap();
         if kind == FrameKind::Instruct {
             let mut standing = Vec::new();
-            Standing { state, reason, since: WallMicros(1_000_000) }.encode(&mut standing);
+            let since = WallMicros(1_000_000);
+            Standing { state, reason, since, differing_bytes: 0 }.encode(&mut standing);
             agent.send(FrameKind::Standing, &standing);
             return Instruct::decode(&body).unwrap().what;
         }

@@ -30,7 +30,8 @@ use tidemark_wire::compare::{
     Compare, Differ, LEAF_BYTES, LeafHash, NodeRange, leaf_hash, node_hash,
 };
 use tidemark_wire::frame::{FrameKind, RecordsHeader};
-use tidemark_wire::session::{InstructKind, Refuse, RefuseReason, Welcome};
+use tidemark_wire::instruct::Instruct;
+use tidemark_wire::session::{Refuse, RefuseReason, Welcome};
 use tidemark_wire::{Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros, record};
 use zerocopy::IntoBytes;
 
@@ -46,7 +47,7 @@ fn leaves(bytes: &[u8]) -> Vec<LeafHash> {
 
 fn question(bytes: &[u8], min_seq: Seq) -> Compare {
     let nodes = vec![node_hash(&leaves(bytes))];
-    Compare { id: [3; 16], min_seq, range: whole(), nodes }
+    Compare { id: [3; 16], min_seq, exact: false, range: whole(), nodes }
 }
 
 /// The leaves that an answer says differ from `bytes`.
@@ -159,7 +160,7 @@ impl SessionPort for Port {
     fn bookmark(&self, _: Bookmark) -> bool {
         false
     }
-    fn instruct(&self, _: InstructKind) -> bool {
+    fn instruct(&self, _: Instruct) -> bool {
         false
     }
 }

@@ -24,7 +24,8 @@ use tidemark_collector::policy::Overrides;
 use tidemark_collector::storage::{Fault, MemoryStorage, Storage};
 use tidemark_wire::body::Bookmark;
 use tidemark_wire::frame::RecordsHeader;
-use tidemark_wire::session::{InstructKind, Refuse, RefuseReason, Welcome};
+use tidemark_wire::instruct::Instruct;
+use tidemark_wire::session::{Refuse, RefuseReason, Welcome};
 use tidemark_wire::{Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros, record};
 use zerocopy::IntoBytes;
 
@@ -63,7 +64,7 @@ impl SessionPort for Port {
     fn bookmark(&self, _: Bookmark) -> bool {
         false
     }
-    fn instruct(&self, _: InstructKind) -> bool {
+    fn instruct(&self, _: Instruct) -> bool {
         false
     }
 }

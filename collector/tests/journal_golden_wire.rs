@@ -15,9 +15,9 @@ use tidemark_wire::compare::{
 };
 use tidemark_wire::frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameKind, RecordsBody};
 use tidemark_wire::frame::{RECORDS_HEADER_BYTES, RecordsHeader};
+use tidemark_wire::instruct::{Instruct, InstructKind, Obeyed, Verified, VerifyState};
 use tidemark_wire::session::{
-    Ack, Hello, Instruct, InstructKind, Progress, Refuse, RefuseReason, Standing, StandingState,
-    Token, Welcome,
+    Ack, Hello, Progress, Refuse, RefuseReason, Standing, StandingState, Token, Welcome,
 };
 use tidemark_wire::{
     AgentId, DecodeErrorKind, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros,
@@ -73,7 +73,7 @@ fn nodes() -> NodeRange {
 fn compare() -> Compare {
     let hash = |text: &str| node_hash(&[leaf_hash(text.as_bytes()), LeafHash::ZERO]);
     let nodes_of = vec![hash("one"), hash("two")];
-    Compare { id: [0xC0; 16], min_seq: Seq(0x21), range: nodes(), nodes: nodes_of }
+    Compare { id: [0xC0; 16], min_seq: Seq(0x21), exact: true, range: nodes(), nodes: nodes_of }
 }
 
 fn differ() -> Differ {
@@ -83,7 +83,24 @@ fn differ() -> Differ {
 
 fn standing() -> Standing {
     let since = WallMicros(1_700_000_000_000_001);
-    Standing { state: StandingState::Lost, reason: Some(GapReason::RingFull), since }
+    let reason = Some(GapReason::RingFull);
+    Standing { state: StandingState::Lost, reason, since, differing_bytes: 3 * LEAF_BYTES }
+}
+
+fn instruct() -> Instruct {
+    Instruct { id: [0xD0; 16], what: InstructKind::Verify, from_bytes: NODE_BYTES }
+}
+
+fn verified() -> Verified {
+    Verified {
+        id: [0xD0; 16],
+        state: VerifyState::Done,
+        reached_bytes: 5 * NODE_BYTES,
+        compared_bytes: 4 * NODE_BYTES,
+        differing_bytes: LEAF_BYTES,
+        unreadable_bytes: 512,
+        ranges: vec![(NODE_BYTES, LEAF_BYTES), (5 * NODE_BYTES - 512, 512)],
+    }
 }
 
 fn records_body() -> Vec<u8> {
@@ -125,12 +142,10 @@ fn bodies() -> Vec<(&'static str, FrameKind, Vec<u8>)> {
         ("goodbye", FrameKind::Goodbye, Vec::new()),
         ("compare", FrameKind::Compare, body(&|out| compare().encode(out))),
         ("differ", FrameKind::Differ, body(&|out| differ().encode(out))),
-        (
-            "instruct",
-            FrameKind::Instruct,
-            body(&|out| Instruct { what: InstructKind::Pause }.encode(out)),
-        ),
+        ("instruct", FrameKind::Instruct, body(&|out| instruct().encode(out))),
         ("standing", FrameKind::Standing, body(&|out| standing().encode(out))),
+        ("obeyed", FrameKind::Obeyed, body(&|out| Obeyed { id: [0xD0; 16] }.encode(out))),
+        ("verified", FrameKind::Verified, body(&|out| verified().encode(out))),
     ]
 }
 
@@ -174,7 +189,9 @@ fn golden_frames_say_what_was_put_in() {
     assert_eq!(Progress::decode(&read("progress").1).unwrap(), progress());
     assert_eq!(Compare::decode(&read("compare").1).unwrap(), compare());
     assert_eq!(Differ::decode(&read("differ").1).unwrap(), differ());
-    assert_eq!(Instruct::decode(&read("instruct").1).unwrap().what, InstructKind::Pause);
+    assert_eq!(Instruct::decode(&read("instruct").1).unwrap(), instruct());
+    assert_eq!(Obeyed::decode(&read("obeyed").1).unwrap(), Obeyed { id: [0xD0; 16] });
+    assert_eq!(Verified::decode(&read("verified").1).unwrap(), verified());
     assert_eq!(Standing::decode(&read("standing").1).unwrap(), standing());
     let bookmark = Bookmark::decode(&read("bookmark-request").1).unwrap();
     assert_eq!(bookmark, golden::bookmark("before the upgrade"));

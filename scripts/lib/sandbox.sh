@@ -90,9 +90,10 @@ sandbox_begin() {
     trap 'exit 143' TERM HUP
 }
 
-# The one way out. Runs with further signals ignored, so that nothing is left half undone.
+# sandbox_end [STATUS]: the one way out. Runs with further signals ignored, so that nothing is left
+# half undone.
 sandbox_end() {
-    local status=$? index log
+    local status=${1:-$?} index log
     trap '' INT TERM HUP PIPE
     trap - EXIT
     set +e

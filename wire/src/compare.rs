@@ -15,6 +15,11 @@
 //! at any two such moments is equal in the end. A byte that was changed in between may make its
 //! leaf differ for nothing, which costs a leaf and no truth: what differs is read and recorded
 //! anew under the range's lock.
+//!
+//! A verification wants the truth and changes nothing. It asks about one state exactly: a leaf is
+//! hashed while the agent holds the lock on it, so no change to it is on its way, and with the
+//! newest number that was given out by then. The collector's state at that number has every change
+//! to the leaf that the hash has, and no other.
 
 use std::mem::size_of;
 
@@ -214,10 +219,14 @@ impl NodeRange {
 /// The agent's question: which of these nodes differ from what the collector holds?
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compare {
-    /// Identity of the resynchronization that asks.
+    /// Identity of the resynchronization or verification that asks.
     pub id: [u8; 16],
-    /// Its resync-begin record: the collector answers from no state that is older.
+    /// The collector answers from no state that is older. For a resynchronization that is its
+    /// resync-begin record.
     pub min_seq: Seq,
+    /// The collector answers from the state `min_seq` itself, and that has to be one that is
+    /// offered: for a verification.
+    pub exact: bool,
     /// The nodes.
     pub range: NodeRange,
     /// Their hashes.
@@ -232,9 +241,12 @@ struct CompareFixed {
     offset_bytes: U64,
     len_bytes: U64,
     node_count: U32,
-    reserved: U32,
+    flags: U32,
 }
 const _: () = assert!(size_of::<CompareFixed>() == 48);
+
+/// Bit of a question's flags: [`Compare::exact`].
+const FLAG_EXACT: u32 = 1;
 
 impl Compare {
     /// Appends the body.
@@ -249,7 +261,7 @@ impl Compare {
             offset_bytes: self.range.offset_bytes.into(),
             len_bytes: self.range.len_bytes.into(),
             node_count: count_field(self.nodes.len()),
-            reserved: 0.into(),
+            flags: if self.exact { FLAG_EXACT } else { 0 }.into(),
         };
         out.extend_from_slice(fixed.as_bytes());
         out.extend_from_slice(self.nodes.as_bytes());
@@ -276,7 +288,8 @@ impl Compare {
         let nodes = <[NodeHash]>::ref_from_prefix_with_elems(rest, count)
             .map_err(|_| DecodeError::truncated(WHAT, rest.len(), count * HASH_BYTES))?
             .0;
-        Ok(Self { id: fixed.id, min_seq: Seq(min_seq), range, nodes: nodes.to_vec() })
+        let exact = fixed.flags.get() & FLAG_EXACT != 0;
+        Ok(Self { id: fixed.id, min_seq: Seq(min_seq), exact, range, nodes: nodes.to_vec() })
     }
 }
 

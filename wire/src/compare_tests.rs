@@ -14,7 +14,7 @@ fn hashes<T>(count: usize, seed: u8, make: impl Fn([u8; 16]) -> T) -> Vec<T> {
 
 fn compare(range: NodeRange) -> Compare {
     let nodes = hashes(range.node_count(), 7, NodeHash);
-    Compare { id: [3; 16], min_seq: Seq(9), range, nodes }
+    Compare { id: [3; 16], min_seq: Seq(9), exact: false, range, nodes }
 }
 
 fn differ(range: NodeRange, every: usize) -> Differ {

@@ -52,10 +52,14 @@ pub enum FrameKind {
     Compare = 10,
     /// Collector: these do ([`crate::compare::Differ`]).
     Differ = 11,
-    /// Collector: what a person wants of the agent ([`crate::session::Instruct`]).
+    /// Collector: what a person wants of the agent ([`crate::instruct::Instruct`]).
     Instruct = 12,
     /// Agent: whether its stream is whole, and why not ([`crate::session::Standing`]).
     Standing = 13,
+    /// Agent: it did what a person wants ([`crate::instruct::Obeyed`]).
+    Obeyed = 14,
+    /// Agent: what a verification has found ([`crate::instruct::Verified`]).
+    Verified = 15,
 }
 
 impl FrameKind {
@@ -76,6 +80,8 @@ impl FrameKind {
             11 => Self::Differ,
             12 => Self::Instruct,
             13 => Self::Standing,
+            14 => Self::Obeyed,
+            15 => Self::Verified,
             _ => return None,
         })
     }

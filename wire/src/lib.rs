@@ -4,8 +4,8 @@
 //! What a write becomes here: the agent describes it in a [`record::RecordHeader`] with one
 //! checksum per 4 KiB piece of payload ([`checksum`]), the shipper packs records into
 //! [`frame`]s, and a session is opened, acknowledged and refused by the messages in
-//! [`session`]. A copy of the volume is compared by the messages in [`compare`]. The collector
-//! stores records byte for byte as they came in.
+//! [`session`]. A copy of the volume is compared by the messages in [`compare`], and people steer
+//! the agent by those in [`instruct`]. The collector stores records byte for byte as they came in.
 //!
 //! All integers are little-endian. Each struct that is bytes on a wire or a disk is `repr(C)`
 //! with its offsets asserted beside it; that struct is the documentation of the format.
@@ -17,6 +17,7 @@ pub mod compare;
 pub mod error;
 pub mod frame;
 pub mod id;
+pub mod instruct;
 pub mod limits;
 pub mod planted;
 pub mod record;

@@ -6,6 +6,7 @@
 //!            Standing, Records,
 //!            Progress, Compare ───▶
 //!                  ◀─────────────── Ack, Token, BookmarkRequest, Differ, Instruct
+//!            Obeyed, Verified ────▶
 //!            Goodbye ─────────────▶
 //! ```
 //! The agent decides from [`Welcome`] whether the stream fits: it does when the journal is the
@@ -384,67 +385,6 @@ pub struct Progress {
 }
 fixed_message!(Progress, "progress", 24);
 
-/// What a person wants of the agent. The numbers are part of the format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum InstructKind {
-    /// Changes are not captured until a person wants them to be again.
-    Pause = 1,
-    /// Changes are captured again, and what was missed is copied.
-    Resume = 2,
-    /// The whole volume is compared with the collector's copy.
-    Compare = 3,
-}
-
-impl InstructKind {
-    /// From its number in the format.
-    #[must_use]
-    pub const fn from_byte(byte: u8) -> Option<Self> {
-        Some(match byte {
-            1 => Self::Pause,
-            2 => Self::Resume,
-            3 => Self::Compare,
-            _ => return None,
-        })
-    }
-}
-
-/// The collector hands on what a person wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instruct {
-    /// What.
-    pub what: InstructKind,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct InstructFixed {
-    what: u8,
-    reserved: [u8; 7],
-}
-const _: () = assert!(size_of::<InstructFixed>() == 8);
-
-impl Instruct {
-    /// Appends the body.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let fixed = InstructFixed { what: self.what as u8, reserved: [0; 7] };
-        out.extend_from_slice(fixed.as_bytes());
-    }
-
-    /// Decodes a body.
-    ///
-    /// # Errors
-    /// `Truncated` or `Field`.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        const WHAT: &str = "instruction";
-        let (fixed, _) = InstructFixed::ref_from_prefix(bytes)
-            .map_err(|_| DecodeError::truncated(WHAT, bytes.len(), size_of::<InstructFixed>()))?;
-        let what = InstructKind::from_byte(fixed.what)
-            .ok_or_else(|| DecodeError::field(WHAT, format!("number {}", fixed.what)))?;
-        Ok(Self { what })
-    }
-}
-
 /// Whether the agent's stream is whole. The numbers are part of the format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -482,6 +422,8 @@ pub struct Standing {
     pub reason: Option<GapReason>,
     /// Since when, by the agent's wall clock.
     pub since: WallMicros,
+    /// How many bytes of the volume differ at most from what the stream says; 0 when none do.
+    pub differing_bytes: u64,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -491,8 +433,9 @@ struct StandingFixed {
     reason: u8,
     reserved: [u8; 6],
     since_us: U64,
+    differing_bytes: U64,
 }
-const _: () = assert!(size_of::<StandingFixed>() == 16);
+const _: () = assert!(size_of::<StandingFixed>() == 24);
 
 impl Standing {
     /// Appends the body.
@@ -502,6 +445,7 @@ impl Standing {
             reason: self.reason.map_or(0, |reason| reason as u8),
             reserved: [0; 6],
             since_us: self.since.0.into(),
+            differing_bytes: self.differing_bytes.into(),
         };
         out.extend_from_slice(fixed.as_bytes());
     }
@@ -523,8 +467,9 @@ impl Standing {
                     .ok_or_else(|| DecodeError::field(WHAT, format!("reason {number}")))?,
             ),
         };
-        check_counters(WHAT, &[fixed.since_us.get()])?;
-        Ok(Self { state, reason, since: WallMicros(fixed.since_us.get()) })
+        let differing_bytes = fixed.differing_bytes.get();
+        check_counters(WHAT, &[fixed.since_us.get(), differing_bytes])?;
+        Ok(Self { state, reason, since: WallMicros(fixed.since_us.get()), differing_bytes })
     }
 }
 

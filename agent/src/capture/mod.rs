@@ -3,11 +3,13 @@
 //!
 //! The volume puts its changes in, the copier closes what is missing, the shipper takes records
 //! out; this is what the three share. It owns the ring, the state in [`phase`] and the copier's
-//! questions on the [`desk`]. What a crash leaves is what the ring's file says.
+//! questions on the [`desk`], and knows which [`verification`] is wanted. What a crash leaves is
+//! what the ring's file says.
 
 pub mod desk;
 pub mod phase;
 mod size;
+pub mod verification;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,8 +25,9 @@ use tidemark_wire::{RecordKind, Seq};
 use crate::intent_log::map::IntentMap;
 use crate::ring::Ring;
 use desk::Desk;
-use phase::{CopyCause, Phase, Phases};
+use phase::{CopyCause, CopyRound, Phase, Phases};
 use size::Sizes;
+use verification::{Verifications, VerifyWish};
 
 /// How far a copy of the volume is, in bytes.
 #[derive(Default)]
@@ -56,6 +59,7 @@ pub struct Capture {
     phases: Phases,
     desk: Desk,
     sizes: Sizes,
+    verifications: Verifications,
     progress: CopyProgress,
     /// Bytes per second that a copy may read; 0 when there is no limit.
     copy_rate: AtomicU64,
@@ -74,6 +78,7 @@ impl Capture {
             phases,
             desk: Desk::default(),
             sizes: Sizes::default(),
+            verifications: Verifications::default(),
             progress: CopyProgress::default(),
             copy_rate: AtomicU64::new(0),
             released: Event::new(),
@@ -104,16 +109,23 @@ impl Capture {
         &self.phases
     }
 
-    /// Where a copy asks the collector what differs.
+    /// Where copies and verifications ask the collector what differs.
     #[must_use]
     pub fn desk(&self) -> &Desk {
         &self.desk
     }
 
+    /// Which verification is wanted, and how it stands.
+    #[must_use]
+    pub fn verifications(&self) -> &Verifications {
+        &self.verifications
+    }
+
     /// How the stream stands, for the collector.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        self.phases.standing(self.is_on())
+        let standing = self.phases.standing(self.is_on());
+        Standing { differing_bytes: self.intent.differing_bytes(), ..standing }
     }
 
     /// Bytes per second that a copy may read from the backing store; `None` when there is no
@@ -164,6 +176,33 @@ impl Capture {
         self.desk.look_again();
     }
 
+    /// Marks what a copy has to compare that the collector's welcome asks for, before it is wanted.
+    /// Whatever else is missing is in the map by itself: who opens the volume, does not capture a
+    /// change or drops a record puts it there.
+    fn doubt(&self, cause: CopyCause) {
+        match cause {
+            // Nothing is known of what the collector holds.
+            CopyCause::Initial
+            | CopyCause::Seeded
+            | CopyCause::Gap(
+                GapReason::CollectorBehind | GapReason::SourceBehind | GapReason::OutsideChange,
+            ) => self.intent.doubt_all(),
+            // Of what a predecessor has missed, or its copy has not brought, the bits are left.
+            CopyCause::Gap(GapReason::RingLost | GapReason::CopyInterrupted) => {
+                self.intent.doubt_marked();
+            }
+            // In the map to the leaf, or to the region where the backing store failed; what a new
+            // size leaves in doubt is marked by who has seen it.
+            CopyCause::Asked
+            | CopyCause::Gap(
+                GapReason::RingFull
+                | GapReason::BackingError
+                | GapReason::Paused
+                | GapReason::Resized,
+            ) => {}
+        }
+    }
+
     /// A person wants that changes are not captured: they are only done, and no copy begins.
     pub fn pause(&self) {
         if self.phases.pause(|| self.ring.turn_capture_off()) {
@@ -182,21 +221,49 @@ impl Capture {
         }
     }
 
+    /// The wish for a copy that was the last one, while every change is captured and none is
+    /// wanted; `None` else. As long as it is the same, nothing was missed.
+    #[must_use]
+    pub fn whole_round(&self) -> Option<CopyRound> {
+        self.phases.whole_round().filter(|_| self.is_on())
+    }
+
     /// True during a pause.
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.phases.phase() == Phase::Paused
     }
 
-    /// A person wants a comparison of the whole volume with the collector's copy. False when a
-    /// copy is wanted or runs already, or the capture is paused.
-    #[must_use]
-    pub fn ask_copy(&self) -> bool {
-        self.phases.ask_copy()
+    /// A person wants a comparison of the whole volume with the collector's copy. A copy that runs
+    /// or is wanted makes it, or the one that follows a pause.
+    pub fn ask_whole_copy(&self) {
+        self.intent.doubt_all();
+        self.phases.ask_copy();
+    }
+
+    /// A person wants what is marked in the map to be made equal. Nothing is to be done when
+    /// nothing is; where a copy runs or is wanted, that one does it.
+    pub fn ask_copy(&self) {
+        if self.intent.differing_bytes() > 0 {
+            self.phases.ask_copy();
+        }
+    }
+
+    /// A verification is wanted; it takes the place of one that runs.
+    pub fn verify(&self, wish: VerifyWish) {
+        self.verifications.ask(wish);
+        self.desk.look_again();
+    }
+
+    /// No verification is wanted any more.
+    pub fn stop_verify(&self) {
+        self.verifications.stop();
+        self.desk.look_again();
     }
 
     /// The collector can't go on from what it holds: a copy is made.
     pub fn want_copy(&self, cause: CopyCause) {
+        self.doubt(cause);
         self.phases.want_copy(cause, || ());
         self.desk.look_again();
     }
@@ -204,6 +271,7 @@ impl Capture {
     /// Ends what runs for the volume by itself: copies, and who waits for room.
     pub fn close(&self) {
         self.phases.close();
+        self.verifications.close();
         self.desk.look_again();
         self.released.notify_all();
     }

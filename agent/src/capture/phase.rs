@@ -36,7 +36,7 @@ pub enum CopyCause {
     Initial,
     /// The collector has no record, but an image that it was seeded with.
     Seeded,
-    /// The stream is whole; a person wants to be sure.
+    /// The stream is whole; a person wants to be sure of it.
     Asked,
     /// The stream has a gap.
     Gap(GapReason),
@@ -158,7 +158,7 @@ impl Phases {
             }
             _ => (StandingState::Paused, Some(GapReason::Paused)),
         };
-        Standing { state: of_phase, reason, since: state.since }
+        Standing { state: of_phase, reason, since: state.since, differing_bytes: 0 }
     }
 
     /// Runs `act` with the phase, which stays as it is meanwhile.
@@ -198,16 +198,14 @@ impl Phases {
         found
     }
 
-    /// A person wants a whole comparison. False when a copy is wanted or runs already, or the
-    /// capture is paused: what follows then compares as well.
-    pub fn ask_copy(&self) -> bool {
+    /// A person wants a copy. One that is wanted or runs already does what is marked, as does the
+    /// one that follows a pause.
+    pub fn ask_copy(&self) {
         let mut state = self.state();
-        if !matches!(state.phase, Phase::Whole { .. }) {
-            return false;
+        if matches!(state.phase, Phase::Whole { .. }) {
+            self.enter(&mut state, Phase::Wanted(CopyCause::Asked));
+            self.next_round(state);
         }
-        self.enter(&mut state, Phase::Wanted(CopyCause::Asked));
-        self.next_round(state);
-        true
     }
 
     /// Changes are not captured until [`Phases::resume`]: runs `turn_off`, which turns the ring's
@@ -316,6 +314,14 @@ impl Phases {
         self.state().round == round.0
     }
 
+    /// The newest wish for a copy, while the stream is whole and none is wanted or runs.
+    #[must_use]
+    pub fn whole_round(&self) -> Option<CopyRound> {
+        let state = self.state();
+        let is_whole = matches!(state.phase, Phase::Whole { .. }) && !state.closed;
+        is_whole.then_some(CopyRound(state.round))
+    }
+
     /// Ends the copy of `round`: `claim` puts the resync-end record in the stream. False when the
     /// round is outdated or the record could not be had.
     pub fn end(&self, round: CopyRound, claim: impl FnOnce() -> Option<Seq>) -> bool {
@@ -372,12 +378,14 @@ mod tests {
     #[test]
     fn a_comparison_that_a_person_asked_for_never_hides_a_gap() {
         let capture = phases();
-        assert!(capture.ask_copy());
+        capture.ask_copy();
         assert!(capture.phase().is_whole(), "nothing is missing before it begins");
-        assert!(!capture.ask_copy(), "one is enough");
+        assert!(capture.is_current(CopyRound(1)));
+        capture.ask_copy();
+        assert!(capture.is_current(CopyRound(1)), "one is enough");
         assert!(capture.lose(GapReason::RingFull, || ()));
         assert_eq!(capture.phase(), Phase::Wanted(CopyCause::Gap(GapReason::RingFull)));
-        assert!(!capture.ask_copy());
+        capture.ask_copy();
         assert_eq!(capture.phase(), Phase::Wanted(CopyCause::Gap(GapReason::RingFull)));
     }
 

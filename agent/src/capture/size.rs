@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tidemark_wire::body::GapReason;
+use tidemark_block::ByteRange;
 use tidemark_wire::record::RecordSpec;
 use tidemark_wire::{RecordKind, Seq};
 
@@ -56,28 +56,31 @@ impl Capture {
 
     /// The volume has `size_bytes` from here on; the caller holds the lock on all of it. With
     /// `is_known` nothing but zeroes was added and nothing else changed, so that a record says all
-    /// of it: true when it does. Else the capture is lost, and a copy begins with the record.
+    /// of it: true when it does. Else a copy has to begin with the record, and the caller, who
+    /// knows what it has to look at, marks that and loses the capture ([`Capture::lose`]).
     pub fn resize(&self, size_bytes: u64, is_known: bool) -> bool {
-        let is_recorded = self.phases.held(|phase| {
+        self.phases.held(|phase| {
             let old = self.sizes.volume.swap(size_bytes, Ordering::Relaxed);
             self.intent.resize(size_bytes);
             let fits = [UNKNOWN, old].contains(&self.sizes.stream());
             let is_whole = phase.is_whole() && self.is_on() && fits;
             is_known && is_whole && self.stamp_resize(old, size_bytes).is_some()
-        });
-        if !is_recorded {
-            self.lose(GapReason::Resized);
-        }
-        is_recorded
+        })
     }
 
     /// Puts the volume's size in the stream where that has reached another one. A copy does so
-    /// behind its begin, the record `begin`, under the mutex of the phases. Gives the record from
-    /// which on the stream has the size; `None` when the ring has no room.
+    /// behind its begin, the record `begin`, under the mutex of the phases. What was added is in
+    /// doubt: the collector takes it for zeroes. Gives the record from which on the stream has the
+    /// size; `None` when the ring has no room.
     pub(crate) fn stamp_size(&self, begin: Seq) -> Option<Seq> {
         let (stream, volume) = (self.sizes.stream(), self.sizes.volume());
-        let has_reached = [UNKNOWN, volume].contains(&stream);
-        if has_reached { Some(begin) } else { self.stamp_resize(stream, volume) }
+        if [UNKNOWN, volume].contains(&stream) {
+            return Some(begin);
+        }
+        if let Some(added) = ByteRange::between(stream, volume) {
+            self.intent.doubt(added);
+        }
+        self.stamp_resize(stream, volume)
     }
 
     fn stamp_resize(&self, old_bytes: u64, new_bytes: u64) -> Option<Seq> {
@@ -119,10 +122,12 @@ impl Capture {
     /// the collector, which holds a volume of `held_bytes`. Gives the ticket at or behind which the
     /// copy's first record will be, and that of no copy before it.
     pub fn want_copy_anew(&self, cause: CopyCause, held_bytes: u64) -> Ticket {
+        self.doubt(cause);
         let place = || {
             self.sizes.stream.store(held_bytes, Ordering::Relaxed);
             self.ring.tail_ticket()
         };
+        self.doubt(cause);
         let ticket = self.phases.want_copy(cause, place);
         self.desk.look_again();
         ticket

@@ -1,56 +1,72 @@
 //! Makes the collector's copy of a volume equal to it again, under live writes: the first copy
-//! for a collector that has none, and the one that closes a gap.
+//! for a collector that has none, the one that closes a gap, and the one that a person wants.
 //!
 //! One task per volume waits until a copy is wanted ([`crate::capture::phase`]). It puts a gap
 //! record (where there is a gap) and a resync-begin record in the stream, turns the capture on,
-//! and walks over the volume in several lanes at once ([`lanes`]). Into an image that is known to
-//! be all zero the walk sends what is not ([`Walk::bring`]). Everywhere else it compares
-//! ([`compare`]): it hashes what the backing store holds, asks the collector which leaves differ,
-//! and brings those. When it is through, a resync-end record says that the stream is whole again.
-//! Nothing that the collector holds in between is a state of the volume, and none of it is
-//! offered. Where the collector's volume has another size than this one, a resize record follows
-//! the begin, and nothing is asked before that.
+//! and walks in several lanes at once ([`lanes`]) over what the map of what the collector may lack
+//! ([`crate::intent_log`]) names, and over nothing else:
+//!
+//! - leaves that are known to be missing are brought, and no hash is asked for;
+//! - regions in doubt are compared ([`compare`]): it hashes what the backing store holds, asks the
+//!   collector which leaves differ, and brings those;
+//! - into an image that is known to be all zero, everything that is not zero is brought.
+//!
+//! When nothing is left, a resync-end record says that the stream is whole again. Nothing that the
+//! collector holds in between is a state of the volume, and none of it is offered. Where the
+//! collector's volume has another size than this one, a resize record follows the begin, and
+//! nothing is asked before that.
 //!
 //! To bring a range is to lock it, read it, and claim a read-back record for it while the lock is
 //! held: a write to the range is before the read or behind the record, never between.
 //!
+//! What a lane takes in hand is forgotten by the map before it is read
+//! ([`IntentMap::settle`](crate::intent_log::map::IntentMap::settle)), so a change that is missed
+//! later is known anew; until the records that bring it are in the stream it counts as differing
+//! again when the copy is given up. Records that are in the stream and are not sent after all put
+//! their ranges back into the map themselves. The walk therefore ends only when its begin is at
+//! the collector, and with it all that is dropped before it is in the map.
+//!
 //! It leaves half of the ring to the clients and keeps to a rate ([`pace`]); when it finds no
-//! room it waits, and never gives the capture up itself. A crash loses the walk: the next session
-//! finds the span open and compares, which sends nothing again that has arrived.
+//! room it waits, and never gives the capture up itself. A crash loses the walk, and of the map
+//! all but the regions' bits: the next copy compares those regions.
 
 mod compare;
+mod hash;
 mod lanes;
 mod pace;
 #[cfg(test)]
 mod tests;
+pub mod verify;
 
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tidemark_block::engine::{BufferPool, first_of};
+use tidemark_block::engine::first_of;
 use tidemark_block::store::Store;
 use tidemark_block::{ByteRange, PAYLOAD_BYTES_MAX, StatusExtent};
-use tidemark_wire::RecordKind;
 use tidemark_wire::body::Resync;
-use tidemark_wire::compare::NodeRange;
+use tidemark_wire::compare::{NODE_BYTES, NodeRange};
+use tidemark_wire::{RecordKind, Seq};
 use zerocopy::IntoBytes;
 
 use crate::capture::desk::QUESTIONS_MAX;
 use crate::capture::phase::{CopyCause, CopyRound};
+use crate::intent_log::{Differing, Differs, Settling};
 use crate::random::Random;
 use crate::volume::{Volume, range_spec};
+use hash::{Hasher, leaves_of, node_bytes};
 use lanes::Lane;
-use pace::{LOOK_EVERY, PAUSE_MAX, PAUSE_MIN, Throttle};
+use pace::{LOOK_EVERY, PAUSE_MAX, PAUSE_MIN};
 
 pub use crate::clock::{EngineTimer, Timer};
 
 /// Walks over different parts of the volume that go on at the same time. Each has one read or one
 /// question in flight and one buffer.
 const LANES: usize = 4;
-/// Nodes that a lane takes at a time: 32 MiB, and one question.
+/// Nodes that a lane takes at a time, at most: 32 MiB, and one question.
 const LANE_NODES: usize = 8;
-const _: () = assert!(LANES <= QUESTIONS_MAX, "each lane has a place on the desk");
+const _: () = assert!(2 * LANES <= QUESTIONS_MAX, "each lane has a place on the desk");
 
 /// The round is outdated: another copy is wanted, or none.
 struct Outdated;
@@ -64,12 +80,12 @@ pub async fn run<S: Store, T: Timer>(volume: Arc<Volume<S>>, random: Arc<dyn Ran
         if walk.room().await.is_ok() && walk.begin() {
             tracing::info!(
                 volume = name,
-                "copy begins: {} bytes ({})",
-                volume.size_bytes(),
+                "copy begins: {} bytes may differ ({})",
+                capture.progress().get().1,
                 cause.text()
             );
             let ended = walk.run().await;
-            capture.desk().close();
+            capture.desk().close(walk.id);
             if ended.is_ok() {
                 pause = PAUSE_MIN;
                 let (done, _, sent) = capture.progress().get();
@@ -94,10 +110,11 @@ struct Walk<'a, S, T> {
     cause: CopyCause,
     round: CopyRound,
     id: [u8; 16],
-    throttle: Throttle,
+    hasher: Hasher<'a, S, T>,
+    /// The resync-begin record, or the resize behind it: the collector answers from no older state.
+    begun: Cell<Seq>,
     /// Where the next lane goes on.
     next: Cell<u64>,
-    buffers: BufferPool,
 }
 
 impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
@@ -114,9 +131,9 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
             cause,
             round,
             id,
-            throttle: Throttle::default(),
+            hasher: Hasher::new(volume, timer),
+            begun: Cell::new(Seq(0)),
             next: Cell::new(0),
-            buffers: BufferPool::new(LANES, PAYLOAD_BYTES_MAX),
         }
     }
 
@@ -130,8 +147,8 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
         // Relaxed: figures for people, no other memory depends on them.
         progress.done_bytes.store(0, Ordering::Relaxed);
         progress.sent_bytes.store(0, Ordering::Relaxed);
-        progress.total_bytes.store(self.volume.size_bytes(), Ordering::Relaxed);
-        let body = self.body(0);
+        progress.total_bytes.store(capture.intent().differing_bytes(), Ordering::Relaxed);
+        let body = self.body();
         capture.phases().begin(self.round, || {
             let gap = match self.cause.gap() {
                 None => None,
@@ -140,45 +157,131 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
             let begin = capture.stamp(RecordKind::ResyncBegin, 0, body.as_bytes())?;
             let sized = capture.stamp_size(begin)?;
             capture.ring().turn_capture_on();
-            capture.desk().open(self.id, sized);
+            capture.desk().open(self.id);
+            self.begun.set(sized);
             Some(gap.unwrap_or(begin))
         })
     }
 
     async fn run(&self) -> Result<(), Outdated> {
-        let lanes: Vec<Lane<'_>> = (0..LANES).map(|_| Box::pin(self.lane()) as Lane<'_>).collect();
-        lanes::all(lanes).await;
         loop {
-            let sent = self.volume.capture().progress().sent_bytes.load(Ordering::Relaxed);
-            let body = self.body(sent);
-            let end = || self.volume.capture().stamp(RecordKind::ResyncEnd, 0, body.as_bytes());
-            if self.volume.capture().phases().end(self.round, end) {
+            self.next.set(0);
+            let lanes: Vec<Lane<'_>> =
+                (0..LANES).map(|_| Box::pin(self.lane()) as Lane<'_>).collect();
+            lanes::all(lanes).await;
+            self.wait_for_begin().await?;
+            let capture = self.volume.capture();
+            let is_level = || capture.intent().next_differing(0).is_none();
+            if !is_level() {
+                continue;
+            }
+            // Looked at again where the phase can't change: a wish for a whole comparison marks the
+            // map first, and then either finds this copy running or ended.
+            let end = || {
+                let record = || capture.stamp(RecordKind::ResyncEnd, 0, self.body().as_bytes());
+                is_level().then(record).flatten()
+            };
+            if capture.phases().end(self.round, end) {
                 return Ok(());
             }
             self.wait_for_memory().await?;
         }
     }
 
-    /// Walks until nothing is left or the round is outdated, which ends all lanes.
-    async fn lane(&self) {
-        while let Some(nodes) = self.take() {
-            let done = match self.cause {
-                CopyCause::Initial => self.bring(bytes_of(&nodes)).await,
-                CopyCause::Seeded | CopyCause::Asked | CopyCause::Gap(_) => {
-                    self.compare(&nodes).await
-                }
-            };
-            if done.is_err() {
-                return;
+    /// Waits until the collector has the copy's begin.
+    async fn wait_for_begin(&self) -> Result<(), Outdated> {
+        let capture = self.volume.capture();
+        loop {
+            let released = capture.released().wait();
+            if !self.is_current() {
+                return Err(Outdated);
             }
-            add(&self.volume.capture().progress().done_bytes, nodes.len_bytes());
+            if capture.ring().released_seq() >= self.begun.get() || capture.ring().is_empty() {
+                return Ok(());
+            }
+            first_of(released, self.timer.sleep(LOOK_EVERY)).await;
         }
     }
 
-    fn take(&self) -> Option<NodeRange> {
-        let nodes = NodeRange::next(self.next.get(), self.volume.size_bytes(), LANE_NODES)?;
-        self.next.set(nodes.end_bytes());
-        Some(nodes)
+    /// Walks until nothing is left or the round is outdated, which ends all lanes.
+    async fn lane(&self) {
+        while let Some(item) = self.take() {
+            let done = match item {
+                Item::Lacking { region, leaves } => self.bring_leaves(region, leaves).await,
+                Item::Doubted(nodes) if self.cause == CopyCause::Initial => {
+                    self.bring_nodes(&nodes).await
+                }
+                Item::Doubted(nodes) => self.compare(&nodes).await,
+            };
+            let Ok(bytes) = done else { return };
+            self.advance(bytes);
+        }
+    }
+
+    fn take(&self) -> Option<Item> {
+        let map = self.volume.capture().intent();
+        let Differing { region, what } = map.next_differing(self.next.get())?;
+        let mut end = region.end();
+        let item = match what {
+            Differs::Leaves(leaves) => Item::Lacking { region, leaves },
+            Differs::Doubt => {
+                let nodes_max = region.start() + LANE_NODES as u64 * NODE_BYTES;
+                while let Some(behind) = map.next_differing(end)
+                    && (behind.region.start(), behind.what) == (end, Differs::Doubt)
+                    && behind.region.end() <= nodes_max
+                {
+                    end = behind.region.end();
+                }
+                let nodes = NodeRange::new(region.start(), end - region.start());
+                Item::Doubted(nodes.expect("regions are nodes"))
+            }
+        };
+        self.next.set(end);
+        Some(item)
+    }
+
+    /// So many bytes of what differs are done.
+    fn advance(&self, bytes: u64) {
+        let capture = self.volume.capture();
+        let progress = capture.progress();
+        add(&progress.done_bytes, bytes);
+        let (done, _, _) = progress.get();
+        let known = done + capture.intent().differing_bytes();
+        // Relaxed: figures for people, no other memory depends on them.
+        progress.total_bytes.fetch_max(known, Ordering::Relaxed);
+    }
+
+    /// Takes a region, or leaves of it, in hand; what changes there from now on is known anew.
+    async fn settle(&self, range: ByteRange) -> Result<Settling<'_>, Outdated> {
+        let _held = self.volume.locks().lock(range).await;
+        // A copy that was outdated by a resize may have a range that is not on the volume any more.
+        if !self.is_current() {
+            return Err(Outdated);
+        }
+        Ok(self.volume.capture().intent().settle(range))
+    }
+
+    /// Brings leaves of a region, and gives their bytes.
+    async fn bring_leaves(&self, region: ByteRange, leaves: u64) -> Result<u64, Outdated> {
+        let mut bytes = 0;
+        for run in runs(region, leaves) {
+            let settling = self.settle(run).await?;
+            self.bring(run).await?;
+            settling.done();
+            bytes += run.len();
+        }
+        Ok(bytes)
+    }
+
+    /// Brings all that is not zero of some nodes, and gives their bytes.
+    async fn bring_nodes(&self, nodes: &NodeRange) -> Result<u64, Outdated> {
+        for index in 0..nodes.node_count() {
+            let node = node_bytes(nodes, index);
+            let settling = self.settle(node).await?;
+            self.bring(node).await?;
+            settling.done();
+        }
+        Ok(nodes.len_bytes())
     }
 
     /// Brings a range of whole units into the stream. What reads as zeroes becomes a record
@@ -193,7 +296,7 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
             let piece = ByteRange::new(at, self.whole_units(len, ahead.len())).unwrap_or(ahead);
             self.room().await?;
             if !extent.zero {
-                self.throttle(piece.len()).await?;
+                self.hasher.throttle(piece.len(), &|| self.is_current()).await?;
             }
             match self.bring_piece(piece).await {
                 Some(end) => at = end,
@@ -211,7 +314,7 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
     /// when the ring is full.
     async fn bring_piece(&self, range: ByteRange) -> Option<u64> {
         let held = self.volume.locks().lock(range).await;
-        // A copy that was outdated by a resize may have a range that is not on the volume any more.
+        // As in `settle`.
         if !self.is_current() {
             return None;
         }
@@ -264,32 +367,38 @@ impl<'a, S: Store, T: Timer> Walk<'a, S, T> {
         self.room().await
     }
 
-    /// Waits until `bytes` may be read from the backing store.
-    async fn throttle(&self, bytes: u64) -> Result<(), Outdated> {
-        while let Some(wait) =
-            self.throttle.take(bytes, self.volume.capture().copy_rate(), self.timer.now())
-        {
-            self.timer.sleep(wait).await;
-            if !self.is_current() {
-                return Err(Outdated);
-            }
-        }
-        Ok(())
-    }
-
-    fn body(&self, sent_bytes: u64) -> Resync {
+    /// What is to be looked at and what was sent, as far as it is known by now.
+    fn body(&self) -> Resync {
+        let (_, total, sent) = self.volume.capture().progress().get();
         Resync {
             id: self.id,
-            total_bytes: self.volume.size_bytes().into(),
-            sent_bytes: sent_bytes.into(),
+            total_bytes: total.into(),
+            sent_bytes: sent.into(),
             initial: u8::from(self.cause == CopyCause::Initial),
             reserved: [0; 7],
         }
     }
 }
 
-fn bytes_of(nodes: &NodeRange) -> ByteRange {
-    ByteRange::new(nodes.offset_bytes(), nodes.len_bytes()).expect("nodes lie in a volume")
+/// What a lane takes in hand.
+enum Item {
+    /// What differs in these nodes is not known.
+    Doubted(NodeRange),
+    /// Leaves of a region, a bit for each, are missing.
+    Lacking { region: ByteRange, leaves: u64 },
+}
+
+/// The ranges of neighbouring leaves of a region; `leaves` has a bit for each.
+fn runs(region: ByteRange, leaves: u64) -> Vec<ByteRange> {
+    let mut runs: Vec<ByteRange> = Vec::new();
+    let wanted = leaves_of(region).enumerate().filter(|(at, _)| leaves & (1 << at) != 0);
+    for (_, leaf) in wanted {
+        match runs.last_mut().filter(|last| last.end() == leaf.start()) {
+            Some(last) => *last = ByteRange::between(last.start(), leaf.end()).unwrap_or(leaf),
+            None => runs.push(leaf),
+        }
+    }
+    runs
 }
 
 /// What the backing store has at the start of `range`; data where it can't tell.

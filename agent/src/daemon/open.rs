@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use tidemark_block::ByteRange;
 use tidemark_block::engine::{Executor, ExecutorConfig};
 use tidemark_block::store::{OpenMode, Store, StoreError, UringStore};
 use tidemark_wire::body::GapReason;
@@ -325,13 +326,13 @@ async fn recover<S: Store>(
             recovery.in_flight.len()
         );
     }
+    if let Some(change) = &change {
+        tracing::warn!(volume = volume.name(), "its backing store: {change}");
+        doubt(volume.capture(), change, recovery.as_ref());
+    }
     let capture_was_off = recovery.as_ref().is_some_and(|recovery| recovery.capture_was_off);
     if restart == Restart::PowerCut || capture_was_off || !copied {
         map.doubt_marked();
-    }
-    if let Some(change) = &change {
-        tracing::warn!(volume = volume.name(), "its backing store: {change}");
-        map.doubt_all();
     }
     if restart == Restart::PowerCut && !planted::is(Bug::LostRingTrusted) {
         // Also before a whole copy has reached the collector: nothing is captured before its
@@ -353,5 +354,19 @@ async fn recover<S: Store>(
     }
     if let Some(recovery) = recovery {
         capture.ring().settle(recovery);
+    }
+}
+
+/// Marks what a change of the backing store leaves in doubt.
+fn doubt(capture: &Capture, change: &Change, recovery: Option<&Recovery>) {
+    let map = capture.intent();
+    let Change::Resized { was, is, only_size: true } = change else {
+        return map.doubt_all();
+    };
+    if let Some(tail) = ByteRange::between(*was, *is) {
+        map.doubt(tail);
+    }
+    for range in recovery.iter().flat_map(|recovery| &recovery.in_flight) {
+        map.doubt(*range);
     }
 }

@@ -124,6 +124,9 @@ impl Running {
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&around.random));
         let timer = EngineTimer::new(Arc::clone(&around.clock));
         around.workers.spawn_on(worker, move || copy::run(copied, source, timer));
+        let verified = Arc::clone(&volume);
+        let timer = EngineTimer::new(Arc::clone(&around.clock));
+        around.workers.spawn_on(worker, move || copy::verify::run(verified, timer));
         let (kept, timer) = (Arc::clone(&volume), EngineTimer::new(Arc::clone(&around.clock)));
         around.workers.spawn_on(worker, move || upkeep::run(kept, timer));
         Ok(Self {

@@ -143,6 +143,9 @@ impl IntentMap {
         // Release pairs with the load in `size_bytes`.
         self.size_bytes.store(size_bytes, Ordering::Release);
         (self.regions()..old).for_each(|region| self.forget(region));
+        if let Some(last) = self.regions().checked_sub(1) {
+            self.forget_behind_end(last);
+        }
     }
 
     /// Number of regions, the last of which may be shorter than the others.

@@ -17,7 +17,7 @@ fn listed(map: &IntentMap) -> Vec<(u64, Differs)> {
     let mut all = Vec::new();
     let mut from = 0;
     while let Some(Differing { region, what }) = map.next_differing(from) {
-        assert!(region.end() == SIZE || region.len() == REGION_BYTES);
+        assert!(region.end() == map.size_bytes() || region.len() == REGION_BYTES);
         all.push((region.start() / REGION_BYTES, what));
         from = region.end();
     }
@@ -115,6 +115,23 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         (0..REGIONS, any::<bool>()).prop_map(|(region, done)| Step::SettleWhole { region, done }),
     ]
+}
+
+#[test]
+fn what_lies_behind_a_new_end_differs_no_more() {
+    let map = IntentMap::volatile(SIZE);
+    map.miss(range(REGION_BYTES, 4 * LEAF_BYTES));
+    map.doubt(range(2 * REGION_BYTES, 1));
+    map.resize(REGION_BYTES + LEAF_BYTES + 512);
+    assert_eq!(listed(&map), [(1, Differs::Leaves(0b11))]);
+    assert_eq!(map.differing_bytes(), 2 * LEAF_BYTES);
+    map.resize(REGION_BYTES);
+    assert_eq!((listed(&map), map.differing_bytes()), (Vec::new(), 0));
+    map.resize(SIZE);
+    assert_eq!((listed(&map), map.differing_bytes()), (Vec::new(), 0));
+    map.resize(1 << 45);
+    map.doubt(range((1 << 45) - 1, 1));
+    assert_eq!(map.differing_bytes(), REGION_BYTES);
 }
 
 proptest! {

@@ -53,6 +53,10 @@ impl Drop for Settling<'_> {
             return;
         }
         let region = self.entered.range.start() / REGION_BYTES;
+        // The volume may have got smaller since.
+        if region >= self.entered.map.regions() {
+            return;
+        }
         match self.was {
             Differs::Doubt => self.entered.map.doubt_region(region),
             Differs::Leaves(leaves) => self.entered.map.lack(region, leaves),
@@ -199,6 +203,14 @@ impl IntentMap {
         }
         let were = self.leaves(region).swap(0, Ordering::AcqRel);
         subtract(self.lacking(), u64::from(were.count_ones()));
+    }
+
+    /// No leaf behind the end of the volume, of whose regions this is the last, is known to be
+    /// missing.
+    pub(super) fn forget_behind_end(&self, region: u64) {
+        let within = leaves_of(self.bytes_of(region));
+        let were = self.leaves(region).fetch_and(within, Ordering::AcqRel);
+        subtract(self.lacking(), u64::from((were & !within).count_ones()));
     }
 
     /// Clears the bits of all regions that are known to be equal, and gives their number.

@@ -7,9 +7,8 @@ use crossbeam_channel::Sender;
 use tidemark_wire::body::Bookmark;
 use tidemark_wire::compare::Differ;
 use tidemark_wire::frame::{self, FrameKind};
-use tidemark_wire::session::{
-    Ack, Hello, Instruct, InstructKind, Refuse, RefuseReason, Token, Welcome,
-};
+use tidemark_wire::instruct::Instruct;
+use tidemark_wire::session::{Ack, Hello, Refuse, RefuseReason, Token, Welcome};
 use tidemark_wire::{DecodeError, Seq, SessionToken};
 
 use super::link::{ReceiveError, receive_frame};
@@ -87,7 +86,7 @@ pub enum Event {
     /// An answer to a comparison's question.
     Differ(Differ),
     /// A person wants something.
-    Instruct(InstructKind),
+    Instruct(Instruct),
     /// The session is over.
     End(StreamError),
 }
@@ -141,7 +140,7 @@ fn decode_event(reader: &mut dyn io::Read, body: &mut Vec<u8>) -> Result<Event, 
         FrameKind::Token => Event::Token(SessionToken(Token::decode(body)?.token.get())),
         FrameKind::BookmarkRequest => Event::Bookmark(Bookmark::decode(body)?),
         FrameKind::Differ => Event::Differ(Differ::decode(body)?),
-        FrameKind::Instruct => Event::Instruct(Instruct::decode(body)?.what),
+        FrameKind::Instruct => Event::Instruct(Instruct::decode(body)?),
         FrameKind::Refuse => return Err(StreamError::Refused(Refuse::decode(body)?)),
         FrameKind::Goodbye => return Err(StreamError::Lost(io::ErrorKind::ConnectionReset.into())),
         other => return Err(StreamError::Protocol(format!("unexpected {other:?}"))),

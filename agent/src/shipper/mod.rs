@@ -21,6 +21,7 @@ pub mod link;
 pub mod pauses;
 pub mod session;
 pub mod stream;
+mod wishes;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -6,15 +6,19 @@
 use std::io::Write;
 use std::time::Duration;
 
+use tidemark_block::ByteRange;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::{self, FrameKind};
-use tidemark_wire::session::{Hello, InstructKind, Progress, Standing, Welcome};
-use tidemark_wire::{RecordKind, Seq};
+use tidemark_wire::limits::VOLUME_BYTES_MAX;
+use tidemark_wire::session::{Hello, Progress, Welcome};
+use tidemark_wire::{RecordHeader, RecordKind, Seq};
 
 use super::batch::{Batch, FrameContext};
 use super::incoming::{Event, StreamError};
 use super::session::{Known, PendingTokens, Verdict, Window, judge};
+use super::wishes::Wishes;
 use super::{Drained, Orders, ShipperParts, is_drained};
+use crate::capture::Capture;
 use crate::capture::desk::QUESTIONS_MAX;
 use crate::capture::phase::{CopyCause, Phase};
 use crate::ring::order::Ticket;
@@ -25,9 +29,6 @@ const IDLE: Duration = Duration::from_millis(50);
 /// Rest after a frame that was not full, so that a trickle of small writes goes out as a thousand
 /// frames a second at most: each one costs the collector a sync. It makes RPO worse by as much.
 const LINGER: Duration = Duration::from_millis(1);
-/// How often the collector is told how the stream stands, also when that is as before: while it
-/// is not whole no token is answered, and an agent that is silent counts as lost.
-const STANDING_EVERY: Duration = Duration::from_secs(20);
 /// How often the collector is told how far a copy is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often the log says so.
@@ -110,9 +111,7 @@ pub struct Session<'a> {
     drop_until: Option<Ticket>,
     /// Questions of this session without an answer, also those of copies that were given up.
     asked: usize,
-    /// What the collector was told of the stream.
-    standing: Option<Standing>,
-    next_standing: Duration,
+    wishes: Wishes,
     next_progress: Duration,
     next_progress_log: Duration,
 }
@@ -135,13 +134,7 @@ impl<'a> Session<'a> {
             phase: capture.phases().phase(),
             sent: *sent,
         };
-        let mut verdict = judge(hello, welcome, &known);
-        let resizes = || consumer.resizes_after(welcome.durable);
-        if !matches!(verdict, Verdict::CopyAnew(_))
-            && !capture.continues(welcome.size_bytes, resizes)
-        {
-            verdict = Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized));
-        }
+        let verdict = sized(judge(hello, welcome, &known), capture, consumer, welcome);
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;
@@ -185,8 +178,7 @@ impl<'a> Session<'a> {
             span_sent: None,
             drop_until,
             asked: 0,
-            standing: None,
-            next_standing: parts.clock.monotonic(),
+            wishes: Wishes::default(),
             next_progress: parts.clock.monotonic(),
             next_progress_log: parts.clock.monotonic() + PROGRESS_LOG_EVERY,
         };
@@ -214,7 +206,7 @@ impl<'a> Session<'a> {
         if orders.stop_now {
             return Ok(Wait::Done(Drained::No));
         }
-        self.say_standing(writer)?;
+        self.wishes.say(self.parts, writer)?;
         self.say_progress(writer)?;
         self.ask(writer)?;
         if !self.window.is_open() {
@@ -275,38 +267,10 @@ impl<'a> Session<'a> {
                     return Err(StreamError::Protocol("an answer to no question".into()));
                 }
             }
-            Event::Instruct(what) => self.obey(what),
+            Event::Instruct(wanted) => self.wishes.obey(self.parts, wanted),
             Event::End(error) => return Err(error),
         }
         Ok(())
-    }
-
-    /// Does what a person wants. The state file comes first, so that the next process knows.
-    fn obey(&self, what: InstructKind) {
-        let capture = &self.parts.capture;
-        let keep = |paused| self.parts.state.update(|state| state.paused = paused);
-        match what {
-            InstructKind::Pause => match keep(true) {
-                Ok(()) => capture.pause(),
-                Err(error) => {
-                    tracing::error!(volume = capture.name(), "protection is not paused: {error}");
-                }
-            },
-            InstructKind::Resume => match keep(false) {
-                Ok(()) => capture.resume(),
-                Err(error) => {
-                    tracing::error!(volume = capture.name(), "protection stays paused: {error}");
-                }
-            },
-            InstructKind::Compare => {
-                if !capture.ask_copy() {
-                    tracing::info!(
-                        volume = capture.name(),
-                        "no comparison of its own: one runs, is wanted, or follows the pause"
-                    );
-                }
-            }
-        }
     }
 
     fn release(&mut self, consumer: &mut Consumer, durable: Seq) {
@@ -344,6 +308,7 @@ impl<'a> Session<'a> {
             let begins_span = matches!(kind, Some(RecordKind::Gap | RecordKind::ResyncBegin));
             if let Some(until) = self.drop_until {
                 if record.ticket < until || !begins_span || seq <= self.last_sent {
+                    self.note_missing(&record.header);
                     self.drop_record(consumer, seq);
                     continue;
                 }
@@ -356,7 +321,34 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A record that continues nothing: the copy that follows brings what it says.
+    /// What the collector lacks when it does not get a record; marked before that is released.
+    fn note_missing(&self, header: &RecordHeader) {
+        let map = self.parts.capture.intent();
+        let (offset, len) = (header.offset_bytes.get(), header.len_bytes.get());
+        match header.kind() {
+            Some(
+                RecordKind::Write
+                | RecordKind::WriteZeroes
+                | RecordKind::Trim
+                | RecordKind::ReadBack
+                | RecordKind::Unreadable,
+            ) => {
+                if let Some(range) = ByteRange::new(offset, len) {
+                    map.miss(range);
+                }
+            }
+            Some(RecordKind::Resize) => {
+                let kept = len.min(header.aux.get());
+                if let Some(behind) = ByteRange::between(kept, VOLUME_BYTES_MAX) {
+                    map.doubt(behind);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A record that continues nothing: the copy that follows brings what it says, since that is
+    /// marked before the record is released.
     fn drop_record(&self, consumer: &mut Consumer, seq: Seq) {
         consumer.release_through(seq);
         self.parts.capture.released().notify_all();
@@ -414,20 +406,12 @@ impl<'a> Session<'a> {
         say(writer, FrameKind::Progress, |body| progress.encode(body))
     }
 
-    fn say_standing(&mut self, writer: &mut dyn Write) -> Result<(), StreamError> {
-        let standing = self.parts.capture.standing();
-        let now = self.parts.clock.monotonic();
-        if self.standing == Some(standing) && now < self.next_standing {
-            return Ok(());
-        }
-        (self.standing, self.next_standing) = (Some(standing), now + STANDING_EVERY);
-        say(writer, FrameKind::Standing, |body| standing.encode(body))
-    }
-
     /// Sends the copier's questions. They do not wait for the window: they are few and small.
     fn ask(&mut self, writer: &mut dyn Write) -> Result<(), StreamError> {
         while self.asked < QUESTIONS_MAX {
-            let Some(question) = self.parts.capture.desk().take(self.acknowledged) else { break };
+            let capture = &self.parts.capture;
+            let is_drained = self.window.is_empty() && capture.ring().is_empty();
+            let Some(question) = capture.desk().take(self.acknowledged, is_drained) else { break };
             self.asked += 1;
             say(writer, FrameKind::Compare, |body| question.encode(body))?;
         }
@@ -435,8 +419,19 @@ impl<'a> Session<'a> {
     }
 }
 
+/// The verdict, unless the sizes that are in the ring do not follow that of the collector's volume.
+fn sized(verdict: Verdict, capture: &Capture, consumer: &Consumer, welcome: &Welcome) -> Verdict {
+    let resizes = || consumer.resizes_after(welcome.durable);
+    let drops_all = matches!(verdict, Verdict::CopyAnew(_));
+    if drops_all || capture.continues(welcome.size_bytes, resizes) {
+        return verdict;
+    }
+    capture.intent().doubt_all();
+    Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized))
+}
+
 /// Sends one message.
-fn say(
+pub(super) fn say(
     writer: &mut dyn Write,
     kind: FrameKind,
     encode: impl FnOnce(&mut Vec<u8>),

@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 
 use tidemark_block::store::Store;
 use tidemark_block::{ByteRange, DeviceError, StatusExtent};
+use tidemark_wire::body::GapReason;
 use tidemark_wire::limits::VOLUME_BYTES_MAX;
 
 use super::Volume;
@@ -88,16 +89,30 @@ impl<S: Store> Volume<S> {
         let old_bytes = self.size_bytes();
         // Relaxed: the lock orders it behind every write.
         let written_to = self.written_to.load(Ordering::Relaxed);
-        let is_known = match ByteRange::between(old_bytes, new_bytes) {
+        let tail = ByteRange::between(old_bytes, new_bytes);
+        let is_known = match tail {
             Some(tail) => self.is_hole(tail),
             None => !self.store().grows_by_writing() || written_to < new_bytes,
         };
+        // The collector may hold what was there before a cut, and a power cut may take the records.
+        let _entered = match tail {
+            Some(tail) => {
+                self.intent.map().resize(new_bytes);
+                Some(self.intent.enter(tail).await)
+            }
+            None => None,
+        };
         let is_recorded = self.capture.resize(new_bytes, is_known);
-        let map = self.intent.map();
-        match ByteRange::between(old_bytes, new_bytes) {
-            _ if is_known => {}
-            Some(tail) => map.doubt(tail),
-            None => map.doubt_all(),
+        if !is_recorded {
+            let map = self.intent.map();
+            match tail {
+                // Also a hole: the collector may hold what was there before a cut that was not
+                // recorded either.
+                Some(tail) => map.doubt(tail),
+                None if is_known => {}
+                None => map.doubt_all(),
+            }
+            self.capture.lose(GapReason::Resized);
         }
         Ok(Some(Resized { old_bytes, new_bytes, is_recorded }))
     }

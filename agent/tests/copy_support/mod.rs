@@ -17,6 +17,7 @@ use tidemark_agent::capture::phase::Phase;
 use tidemark_agent::clock::{Clock, SystemClock};
 use tidemark_agent::copy;
 use tidemark_agent::intent_log::IntentLog;
+use tidemark_agent::intent_log::map::IntentMap;
 use tidemark_agent::random::{Random, SystemSource};
 use tidemark_agent::ring::{Mlock, Recovery, Ring, RingSpec};
 use tidemark_agent::shipper::link::{Dial, Link, receive_frame};
@@ -26,10 +27,11 @@ use tidemark_agent::volume::Volume;
 use tidemark_block::engine::{ExecutorConfig, Workers};
 use tidemark_block::store::{OpenMode, UringStore};
 use tidemark_wire::compare::{
-    Compare, Differ, DifferNode, LEAF_BYTES, NodeHash, leaf_hash, node_hash,
+    Compare, Differ, DifferNode, LEAF_BYTES, NodeHash, NodeRange, leaf_hash, node_hash,
 };
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
-use tidemark_wire::session::{Ack, Hello, Instruct, InstructKind, Standing, Welcome};
+use tidemark_wire::instruct::{Instruct, InstructKind, Obeyed, Verified};
+use tidemark_wire::session::{Ack, Hello, Standing, Welcome};
 use tidemark_wire::{AgentId, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros};
 
 /// Several parts for each lane, and a short last node.
@@ -52,6 +54,10 @@ pub(crate) struct Kept {
     pub(crate) times: Vec<WallMicros>,
     pub(crate) questions: usize,
     pub(crate) standings: Vec<Standing>,
+    pub(crate) obeyed: Vec<[u8; 16]>,
+    pub(crate) verified: Option<Verified>,
+    /// What lay where a record went, since a test began to keep it: for states of before.
+    pub(crate) before: Option<Vec<(Seq, usize, Vec<u8>)>>,
     /// The collector is killed once so many more bytes of data came.
     pub(crate) kill_after: Option<u64>,
     /// The collector is killed at the question after so many.
@@ -78,6 +84,9 @@ impl Collector {
             times: Vec::new(),
             questions: 0,
             standings: Vec::new(),
+            obeyed: Vec::new(),
+            verified: None,
+            before: None,
             kill_after: None,
             kill_at_question: None,
             stream: None,
@@ -95,10 +104,16 @@ impl Collector {
         kept.kinds.clear();
     }
 
-    pub(crate) fn instruct(&self, what: InstructKind) {
+    /// Hands a wish on; it is named by `id` 16 times.
+    pub(crate) fn instruct_as(&self, id: u8, what: InstructKind, from_bytes: u64) {
         wait_for("a session", || self.kept().stream.is_some());
         let stream = self.kept().stream.as_ref().unwrap().try_clone().unwrap();
-        send(&stream, FrameKind::Instruct, |body| Instruct { what }.encode(body)).unwrap();
+        let wanted = Instruct { id: [id; 16], what, from_bytes };
+        send(&stream, FrameKind::Instruct, |body| wanted.encode(body)).unwrap();
+    }
+
+    pub(crate) fn instruct(&self, what: InstructKind) {
+        self.instruct_as(1, what, 0);
     }
 
     fn serve(&self, mut stream: UnixStream) -> Option<()> {
@@ -137,6 +152,10 @@ impl Collector {
                 FrameKind::Standing => {
                     self.kept().standings.push(Standing::decode(&body).unwrap());
                 }
+                FrameKind::Obeyed => self.kept().obeyed.push(Obeyed::decode(&body).unwrap().id),
+                FrameKind::Verified => {
+                    self.kept().verified = Some(Verified::decode(&body).unwrap());
+                }
                 FrameKind::Progress => {}
                 FrameKind::Goodbye => return None,
                 other => panic!("{other:?}"),
@@ -169,6 +188,9 @@ impl Kept {
             let start = usize::try_from(record.header.offset_bytes.get()).unwrap();
             let end = start + usize::try_from(record.header.len_bytes.get()).unwrap();
             let payload = record.payload(&mut scratch).unwrap();
+            if let Some(before) = &mut self.before {
+                before.push((seq, start, self.image[start..end].to_vec()));
+            }
             match record.kind {
                 RecordKind::Write | RecordKind::ReadBack => {
                     self.image[start..end].copy_from_slice(payload);
@@ -185,18 +207,36 @@ impl Kept {
         Some(self.durable)
     }
 
+    /// Some nodes as they were at a number.
+    fn state(&self, nodes: NodeRange, at: Seq) -> Vec<u8> {
+        let place = |at: u64| usize::try_from(at).unwrap();
+        let (first, end) = (place(nodes.offset_bytes()), place(nodes.end_bytes()));
+        let mut image = self.image[first..end].to_vec();
+        let later = self.before.iter().flatten().rev().take_while(|(seq, ..)| *seq > at);
+        for (_, start, bytes) in later {
+            let (from, to) = ((*start).clamp(first, end), (start + bytes.len()).clamp(first, end));
+            if from < to {
+                image[from - first..to - first].copy_from_slice(&bytes[from - start..to - start]);
+            }
+        }
+        image
+    }
+
     fn answer(&mut self, question: &Compare) -> Option<Differ> {
         assert!(question.min_seq <= self.durable, "asked before the begin is durable");
         self.questions += 1;
         if self.kill_at_question.take_if(|at| *at < self.questions).is_some() {
             return None;
         }
+        let at = if question.exact { question.min_seq } else { self.durable };
+        let (image, first) = (self.state(question.range, at), question.range.offset_bytes());
         let differs = |(index, hash): (usize, &NodeHash)| {
             let (start, len) = question.range.node(index);
-            let (start, len) = (usize::try_from(start).unwrap(), usize::try_from(len).unwrap());
+            let start = usize::try_from(start - first).unwrap();
+            let len = usize::try_from(len).unwrap();
             let leaf_bytes = usize::try_from(LEAF_BYTES).unwrap();
             let leaves: Vec<_> =
-                self.image[start..start + len].chunks(leaf_bytes).map(leaf_hash).collect();
+                image[start..start + len].chunks(leaf_bytes).map(leaf_hash).collect();
             (!node_hash(&leaves).matches(*hash)).then_some(DifferNode { index, leaves })
         };
         let nodes = question.nodes.iter().enumerate().filter_map(differs).collect();
@@ -241,6 +281,7 @@ impl Dial for Collector {
 pub(crate) struct Ground {
     pub(crate) backing: PathBuf,
     ring: PathBuf,
+    map: Arc<IntentMap>,
     dir: TempDir,
     _ring_dir: TempDir,
 }
@@ -276,7 +317,8 @@ impl Ground {
             backing: None,
         };
         StateFile::new(dir.path(), "data").store(&state).unwrap();
-        Self { backing, ring, dir, _ring_dir: ring_dir }
+        let map = Arc::new(IntentMap::volatile(DISK_BYTES));
+        Self { backing, ring, map, dir, _ring_dir: ring_dir }
     }
 
     /// Writes to the backing file, past any agent: noise of `len` bytes that follows from `seed`.
@@ -299,7 +341,8 @@ impl Ground {
         let (ring, recovery) = self.ring(&spec, first, &clock);
         ring.set_seq_limit(state.reserved_until);
         let store = open_store(&self.backing);
-        let intent = IntentLog::volatile(DISK_BYTES);
+        // No file: who is killed leaves the map, of which a successor believes the bits.
+        let intent = IntentLog::failed(Arc::clone(&self.map));
         let capture = Arc::new(Capture::new("data".into(), ring, Arc::clone(intent.map())));
         if let Some(recovery) = recovery {
             assert!(!recovery.capture_was_off && recovery.in_flight.is_empty());
@@ -311,6 +354,9 @@ impl Ground {
         let (copied, source) = (Arc::clone(&volume), Arc::clone(&random));
         let timer = copy::EngineTimer::new(Arc::clone(&clock));
         workers.spawn_on(0, move || copy::run(copied, source, timer));
+        let verified = Arc::clone(&volume);
+        let timer = copy::EngineTimer::new(Arc::clone(&clock));
+        workers.spawn_on(0, move || copy::verify::run(verified, timer));
         let parts = ShipperParts {
             facts: VolumeFacts { id: VOLUME, block_bytes: 512 },
             capture,

@@ -120,15 +120,24 @@ fn jobs_end_once_and_stale_ones_are_named() {
             finished: None,
             written_bytes: None,
             checksums_verified: None,
+            comparison: None,
             error: None,
         };
         let first = catalog.add_job(&new).await.unwrap();
         let second = catalog.add_job(&new).await.unwrap();
         let third = catalog.add_job(&new).await.unwrap();
         let done = JobOutcome::Done { written_bytes: 3, checksums_verified: 4 };
-        catalog.end_job(first, 100, &done, WallMicros(5)).await.unwrap();
+        catalog.end_job(first, 100, &done, None, WallMicros(5)).await.unwrap();
         let failed = JobOutcome::Failed(Failure::invalid("no").with_hint("yes"));
-        catalog.end_job(second, 7, &failed, WallMicros(5)).await.unwrap();
+        let found = Comparison {
+            compared_bytes: 1 << 40,
+            differing_bytes: 65_536,
+            unreadable_bytes: 0,
+            sent_bytes: 0,
+            seconds: 1.5,
+        };
+        catalog.end_job(second, 7, &failed, Some(&found), WallMicros(5)).await.unwrap();
+        assert_eq!(catalog.job(second).await.unwrap().comparison, Some(found));
         let left = catalog.end_stale_jobs(WallMicros(6)).await.unwrap();
         assert_eq!(left.len(), 1);
         let jobs = catalog.jobs().await.unwrap();

@@ -22,7 +22,7 @@ use tidemark_wire::WallMicros;
 pub use agents::AgentRow;
 pub use exports::{ExportRow, Front};
 pub use history::{EVENTS_MAX, EventRow, VolumeRow};
-pub use work::{JOBS_MAX, JobOutcome, JobRow, JobStatus};
+pub use work::{Comparison, JOBS_MAX, JobOutcome, JobRow, JobStatus};
 
 use crate::error::{Failure, Result};
 
@@ -31,11 +31,12 @@ pub const CATALOG_FILE: &str = "catalog.sqlite";
 
 /// What each version added to the one before; the first made everything. The number of those that
 /// a file has is in its `user_version`. A released one is never changed.
-const VERSIONS: [&str; 3] = [
+const VERSIONS: [&str; 4] = [
     SCHEMA,
     exports::VERSION,
     "ALTER TABLE agents ADD COLUMN forgotten_us INTEGER;
       CREATE INDEX points_by_seq ON points (volume, seq);",
+    work::VERSION,
 ];
 
 /// Identities are their text, times microseconds since the Unix epoch, sequence numbers and

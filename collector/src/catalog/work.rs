@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
 use tidemark_wire::{Seq, WallMicros};
 
@@ -10,6 +11,24 @@ use crate::error::{Failure, FailureKind, Result};
 
 /// Ended jobs that are remembered.
 pub const JOBS_MAX: u32 = 1_000;
+
+/// What the version that brought comparisons added: what they have found, as JSON.
+pub(super) const VERSION: &str = "ALTER TABLE jobs ADD COLUMN comparison TEXT;";
+
+/// What a resynchronization or a verification has done or found.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Bytes of the disk that were looked at.
+    pub compared_bytes: u64,
+    /// Bytes that differ, of a verification.
+    pub differing_bytes: u64,
+    /// Bytes that one of the sides could not read.
+    pub unreadable_bytes: u64,
+    /// Bytes that were sent, of a resynchronization.
+    pub sent_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
 
 /// How a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +61,7 @@ impl JobStatus {
 }
 
 /// A job.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct JobRow {
     /// Its number; 0 in one that was not yet added.
     pub id: u64,
@@ -72,6 +91,8 @@ pub struct JobRow {
     pub written_bytes: Option<u64>,
     /// Checksums that held, when it is done.
     pub checksums_verified: Option<u64>,
+    /// What a comparison has found.
+    pub comparison: Option<Comparison>,
     /// Why it failed.
     pub error: Option<(FailureKind, String, Option<String>)>,
 }
@@ -86,6 +107,8 @@ pub enum JobOutcome {
         /// Checksums that held.
         checksums_verified: u64,
     },
+    /// Well, with nothing written here.
+    Compared,
     /// With an error.
     Failed(Failure),
     /// Because a person wanted it to.
@@ -99,7 +122,7 @@ impl JobOutcome {
     #[must_use]
     pub fn status(&self) -> JobStatus {
         match self {
-            Self::Done { .. } => JobStatus::Done,
+            Self::Done { .. } | Self::Compared => JobStatus::Done,
             Self::Failed(_) => JobStatus::Failed,
             Self::Cancelled => JobStatus::Cancelled,
             Self::Interrupted => JobStatus::Interrupted,
@@ -142,6 +165,7 @@ impl Catalog {
         id: u64,
         done_bytes: u64,
         outcome: &JobOutcome,
+        comparison: Option<&Comparison>,
         now: WallMicros,
     ) -> Result<()> {
         let (written, verified) = match outcome {
@@ -158,7 +182,8 @@ impl Catalog {
             let mut transaction = self.pool.begin().await?;
             sqlx::query(
                 "UPDATE jobs SET status = ?, done_bytes = ?, finished_us = ?, written_bytes = ?,
-                 checksums_verified = ?, error_kind = ?, error_message = ?, error_hint = ?
+                 checksums_verified = ?, error_kind = ?, error_message = ?, error_hint = ?,
+                 comparison = ?
                  WHERE id = ?",
             )
             .bind(outcome.status().name())
@@ -169,6 +194,7 @@ impl Catalog {
             .bind(failure.map(|failure| failure.kind.name()))
             .bind(failure.map(|failure| failure.message.clone()))
             .bind(failure.and_then(|failure| failure.hint.clone()))
+            .bind(comparison.and_then(|found| serde_json::to_string(found).ok()))
             .bind(stored(id))
             .execute(&mut *transaction)
             .await?;
@@ -251,6 +277,9 @@ fn job(row: &SqliteRow) -> sqlx::Result<JobRow> {
         finished: maybe_number(row, "finished_us")?.map(WallMicros),
         written_bytes: maybe_number(row, "written_bytes")?,
         checksums_verified: maybe_number(row, "checksums_verified")?,
+        comparison: maybe_text(row, "comparison")?
+            .map(|text| serde_json::from_str(&text).map_err(|_| foreign("comparison", &text)))
+            .transpose()?,
         error,
     })
 }

@@ -9,7 +9,7 @@ use toml::Spanned;
 
 use super::{Address, CONTROL_SOCKET_DEFAULT, Config};
 use crate::error::{Failure, Result, nearest};
-use crate::policy::{Policy, SECONDS_MAX};
+use crate::policy::{DAYS_MAX, Policy, SECONDS_MAX};
 
 /// Keys above all tables.
 const KEYS: [&str; 13] = [
@@ -29,7 +29,14 @@ const KEYS: [&str; 13] = [
 ];
 
 /// Keys of the table `[policy]`.
-const POLICY_KEYS: [&str; 3] = ["window_seconds", "journal_mib_max", "point_interval_seconds"];
+const POLICY_KEYS: [&str; 6] = [
+    "window_seconds",
+    "journal_mib_max",
+    "point_interval_seconds",
+    "compare_window",
+    "verify_days",
+    "resync_days",
+];
 
 /// Upper bound of everything that is counted.
 const COUNT_MAX: u64 = 65_536;
@@ -61,6 +68,9 @@ struct RawPolicy {
     window_seconds: Spanned<u64>,
     journal_mib_max: Spanned<u64>,
     point_interval_seconds: Spanned<u64>,
+    compare_window: Spanned<String>,
+    verify_days: Spanned<u64>,
+    resync_days: Spanned<u64>,
 }
 
 fn unset<T>(value: T) -> Spanned<T> {
@@ -94,6 +104,9 @@ impl Default for RawPolicy {
             window_seconds: unset(policy.window.as_secs()),
             journal_mib_max: unset(policy.journal_bytes_max.map_or(0, |bytes| bytes / MIB)),
             point_interval_seconds: unset(policy.point_interval.map_or(0, |time| time.as_secs())),
+            compare_window: unset(policy.compare_window.to_string()),
+            verify_days: unset(policy.verify_days.unwrap_or(0).into()),
+            resync_days: unset(policy.resync_days.unwrap_or(0).into()),
         }
     }
 }
@@ -149,7 +162,18 @@ impl Source<'_> {
             window: Duration::from_secs(window),
             journal_bytes_max: self.maybe_mib("journal_mib_max", &raw.journal_mib_max)?,
             point_interval: (interval != 0).then(|| Duration::from_secs(interval)),
+            compare_window: raw.compare_window.get_ref().parse().map_err(|error| {
+                self.at(raw.compare_window.span(), format!("compare_window: {error}"))
+            })?,
+            verify_days: self.maybe_days("verify_days", &raw.verify_days)?,
+            resync_days: self.maybe_days("resync_days", &raw.resync_days)?,
         })
+    }
+
+    /// Days; none for 0, which stands for "never".
+    fn maybe_days(&self, key: &str, value: &Spanned<u64>) -> Result<Option<u32>> {
+        let days = self.within(key, value, 0..=DAYS_MAX.into())?;
+        Ok(u32::try_from(days).ok().filter(|days| *days != 0))
     }
 
     fn listen(&self, addresses: &[Spanned<String>]) -> Result<Vec<Address>> {

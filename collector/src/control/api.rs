@@ -12,10 +12,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use self::volume::{
-    AgentInfo, AgentVolume, Erased, NewPolicy, NewRetire, NewSeed, PointFilter, PolicyInfo,
-    Reloaded, RetiredInfo,
+    AgentInfo, AgentVolume, ComparisonResult, Erased, NewPolicy, NewResync, NewRetire, NewSeed,
+    PointFilter, PolicyInfo, Reloaded, RetiredInfo,
 };
 pub use crate::config::CONTROL_SOCKET_DEFAULT;
+pub use crate::policy::DayWindow;
 
 /// Answer of `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,6 +129,9 @@ pub struct VolumeStatus {
     pub spans: Vec<SpanInfo>,
     /// How far the copy is, while one is under way.
     pub copy: Option<CopyProgress>,
+    /// How many bytes of the disk differ at most from what is held here, as the agent has told;
+    /// absent while none is connected.
+    pub differing_bytes: Option<u64>,
     /// Why the volume can't be journaled or opened at the moment, and what to do.
     pub problem: Option<String>,
 }
@@ -423,21 +427,22 @@ pub enum JobState {
 }
 
 /// A piece of long work.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// Number of the job.
     pub id: u64,
-    /// What it does: "restore" or "seed".
+    /// What it does: "restore", "seed", "resync" or "verify".
     pub kind: String,
     /// The volume's name.
     pub volume: String,
-    /// The state, as it was asked for; empty for a seeding.
+    /// The state, as it was asked for; empty for a seeding, and what is compared for a comparison.
     pub at: String,
-    /// The state that is worked on; 0 for a seeding.
+    /// The state that is worked on; 0 for a seeding or comparison.
     pub state_seq: u64,
     /// When that state was captured.
     pub state_time: Option<Timestamp>,
-    /// The file or device that is written; for a seeding the image that is read.
+    /// The file or device that is written; for a seeding the image that is read, for a comparison
+    /// the volume's name.
     pub target: PathBuf,
     /// How it stands.
     pub state: JobState,
@@ -451,6 +456,9 @@ pub struct Job {
     pub finished: Option<Timestamp>,
     /// What it has achieved, when `state` is `done`.
     pub result: Option<RestoreResult>,
+    /// What a comparison has done or found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<ComparisonResult>,
     /// Why it failed, when `state` is `failed`.
     pub error: Option<ErrorInfo>,
     /// The command that goes on with it, when it has ended early.

@@ -5,7 +5,7 @@ use tidemark_wire::checksum::piece_count;
 use tidemark_wire::record::FLAG_FUA;
 
 use super::api;
-use crate::catalog::{EventRow, JobRow, JobStatus};
+use crate::catalog::{Comparison, EventRow, JobRow, JobStatus};
 use crate::error::{Failure, FailureKind, Severity};
 use crate::journal::{InspectedRecord, MarkBody, SegmentInfo};
 use crate::points::at::State;
@@ -53,6 +53,9 @@ pub(super) fn policy(policy: &Policy, own: bool) -> api::PolicyInfo {
         window_seconds: policy.window.as_secs(),
         journal_bytes_max: policy.journal_bytes_max,
         point_interval_seconds: policy.point_interval.map(|interval| interval.as_secs()),
+        compare_window: policy.compare_window,
+        verify_days: policy.verify_days,
+        resync_days: policy.resync_days,
         own,
     }
 }
@@ -167,12 +170,23 @@ pub(super) fn job(row: JobRow, running_done_bytes: Option<u64>) -> api::Job {
         started: timestamp(row.started),
         finished: row.finished.map(timestamp),
         result,
+        comparison: row.comparison.map(comparison),
         error: row.error.map(|(kind, message, hint)| api::ErrorInfo {
             kind: error_kind(kind),
             message,
             hint,
         }),
         go_on,
+    }
+}
+
+fn comparison(found: Comparison) -> api::ComparisonResult {
+    api::ComparisonResult {
+        compared_bytes: found.compared_bytes,
+        differing_bytes: found.differing_bytes,
+        unreadable_bytes: found.unreadable_bytes,
+        sent_bytes: found.sent_bytes,
+        seconds: found.seconds,
     }
 }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::desk::{Desk, blocking};
-use super::{api, convert};
-use crate::catalog::{JobOutcome, JobRow, JobStatus};
+use super::{api, comparisons, convert};
+use crate::catalog::{Comparison, JobOutcome, JobRow, JobStatus};
 use crate::error::{Failure, Result, Severity};
 use crate::ingest::observer::Observer;
 use crate::restore::{self, Progress};
@@ -26,6 +26,10 @@ const STOP_WAIT_MAX: Duration = Duration::from_secs(20);
 pub(super) const RESTORE: &str = "restore";
 /// A job that makes an image the beginning of a volume.
 pub(super) const SEED: &str = "seed";
+/// A job that makes the copy equal to the disk.
+pub(super) const RESYNC: &str = "resync";
+/// A job that compares the copy with the disk.
+pub(super) const VERIFY: &str = "verify";
 
 /// Jobs that run now, by number.
 pub(super) struct RunningJobs {
@@ -129,6 +133,17 @@ pub(super) enum Ended {
         /// For the event.
         message: String,
     },
+    /// A comparison has come to its end, and there is nothing to do.
+    Compared {
+        found: Comparison,
+        /// For the event.
+        message: String,
+    },
+    /// It has failed, or found what should not be, and a person has to do something.
+    NeedsPerson {
+        failure: Failure,
+        found: Option<Comparison>,
+    },
     Cancelled,
 }
 
@@ -144,6 +159,9 @@ fn command(row: &JobRow) -> String {
     if row.kind == SEED {
         let image = restore::quoted(&row.target.to_string_lossy());
         return format!("tidemark volume seed {} --from {image}", restore::quoted(&row.volume));
+    }
+    if [RESYNC, VERIFY].contains(&row.kind.as_str()) {
+        return comparisons::command(row);
     }
     restore::command(&row.volume, row.seq, &row.target)
 }
@@ -179,7 +197,17 @@ impl<S: Storage> Desk<S> {
     async fn ended(&self, mut job: JobRow, progress: &Progress, ended: Result<Ended>) {
         let (kind, target) = (job.kind.clone(), job.target.display().to_string());
         let stopping = self.jobs.lock().stopping;
+        let mut comparison = None;
         let (severity, said, outcome) = match ended {
+            Ok(Ended::Compared { found, message }) => {
+                comparison = Some(found);
+                (Severity::Info, message, JobOutcome::Compared)
+            }
+            Ok(Ended::NeedsPerson { failure, found }) => {
+                comparison = found;
+                let said = failure.message.clone();
+                (Severity::Critical, said, JobOutcome::Failed(failure))
+            }
             Ok(Ended::Done { written_bytes, checksums_verified, message }) => {
                 (Severity::Info, message, JobOutcome::Done { written_bytes, checksums_verified })
             }
@@ -200,14 +228,18 @@ impl<S: Storage> Desk<S> {
             ),
         };
         job.status = outcome.status();
-        let message = match go_on(&job) {
+        let go_on = go_on(&job).filter(|_| comparison.is_none());
+        let message = match go_on {
             Some(command) => format!("{said}; go on with: {command}"),
             None => said,
         };
         self.sources.feed.event(severity, Some(&job.volume), message);
         let now = self.sources.clock.wall();
-        let ended =
-            self.sources.catalog.end_job(job.id, progress.done_bytes(), &outcome, now).await;
+        let ended = self
+            .sources
+            .catalog
+            .end_job(job.id, progress.done_bytes(), &outcome, comparison.as_ref(), now)
+            .await;
         if let Err(error) = ended {
             tracing::error!(job = job.id, %error, "the end of a job is not in the catalog");
         }

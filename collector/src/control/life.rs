@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_wire::WallMicros;
-use tidemark_wire::session::{InstructKind, StandingState};
+use tidemark_wire::instruct::InstructKind;
+use tidemark_wire::session::StandingState;
 
 use super::desk::{Desk, blocking};
 use super::{api, convert};
@@ -38,6 +39,9 @@ impl<S: Storage> Desk<S> {
             window_seconds: new.window_seconds,
             journal_bytes_max: new.journal_bytes_max,
             point_interval_seconds: new.point_interval_seconds,
+            compare_window: new.compare_window,
+            verify_days: new.verify_days,
+            resync_days: new.resync_days,
         };
         newer.check().map_err(Failure::invalid)?;
         let before = volume.facts().manifest.policy;
@@ -57,7 +61,7 @@ impl<S: Storage> Desk<S> {
     ) -> Result<api::VolumeStatus> {
         let volume = self.sources.volumes.find(volume)?;
         let what = if paused { InstructKind::Pause } else { InstructKind::Resume };
-        self.sources.volumes.instruct(&volume, what)?;
+        self.sources.volumes.instruct(&volume, what, 0)?;
         let obeyed = async {
             loop {
                 let standing = volume.facts().standing;

@@ -9,6 +9,7 @@
 mod agents;
 pub mod api;
 pub mod client;
+mod comparisons;
 mod convert;
 pub mod desk;
 mod exports;
@@ -19,6 +20,7 @@ mod life;
 mod listener;
 mod points;
 mod restores;
+mod schedule;
 mod seeding;
 mod segments;
 pub mod server;

@@ -78,6 +78,7 @@ impl<S: Storage> Desk<S> {
             finished: None,
             written_bytes: None,
             checksums_verified: None,
+            comparison: None,
             error: None,
         };
         let (seq, target) = (state.seq, plan.target().display().to_string());

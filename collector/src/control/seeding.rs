@@ -56,6 +56,7 @@ impl<S: Storage> Desk<S> {
             finished: None,
             written_bytes: None,
             checksums_verified: None,
+            comparison: None,
             error: None,
         };
         let volumes = Arc::clone(&self.sources.volumes);

@@ -54,6 +54,8 @@ fn router<S: Storage>(desk: Arc<Desk<S>>) -> Router {
         .route("/v1/volumes/{volume}/policy", post(set_policy::<S>))
         .route("/v1/volumes/{volume}/pause", post(pause::<S>))
         .route("/v1/volumes/{volume}/resume", post(resume::<S>))
+        .route("/v1/volumes/{volume}/resync", post(create_resync::<S>))
+        .route("/v1/volumes/{volume}/verify", post(create_verify::<S>))
         .route("/v1/volumes/{volume}/retire", post(retire::<S>))
         .route("/v1/volumes/{volume}/unretire", post(unretire::<S>))
         .route("/v1/volumes/{volume}/points", get(points::<S>).post(create_point::<S>))
@@ -263,6 +265,21 @@ async fn create_seed<S: Storage>(
     Body(new): Body<api::NewSeed>,
 ) -> Answer<api::Job> {
     whole(async move { desk.create_seed(&volume, new).await }).await
+}
+
+async fn create_resync<S: Storage>(
+    State(desk): At<S>,
+    Named(volume): Named<String>,
+    Body(new): Body<api::NewResync>,
+) -> Answer<api::Job> {
+    whole(async move { desk.create_resync(&volume, new).await }).await
+}
+
+async fn create_verify<S: Storage>(
+    State(desk): At<S>,
+    Named(volume): Named<String>,
+) -> Answer<api::Job> {
+    whole(async move { desk.create_verify(&volume).await }).await
 }
 
 async fn plan_restore<S: Storage>(

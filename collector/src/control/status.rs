@@ -90,6 +90,7 @@ impl<S: Storage> Desk<S> {
                 total_bytes: copy.total_bytes.get(),
                 sent_bytes: copy.sent_bytes.get(),
             }),
+            differing_bytes: facts.standing.map(|standing| standing.differing_bytes),
             problem: facts.problem,
         };
         // What is wrong with one journal must not hide the other volumes.

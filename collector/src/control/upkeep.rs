@@ -1,5 +1,5 @@
-//! What is done without being asked for: recovery points by interval, and the end of volumes
-//! whose grace is over.
+//! What is done without being asked for: recovery points by interval, comparisons by schedule, and
+//! the end of volumes whose grace is over.
 //!
 //! What enters: time, and the volumes as they stand. What leaves: requests for points, erased
 //! volumes, events. One task; what it remembers ends with the daemon, so that after a restart an
@@ -16,6 +16,7 @@ use tidemark_wire::{VolumeId, WallMicros};
 use tokio::time::MissedTickBehavior;
 
 use super::desk::{Desk, blocking};
+use super::schedule::Schedule;
 use crate::error::{Result, Severity};
 use crate::ingest::manifest::Retired;
 use crate::ingest::observer::Observer;
@@ -73,7 +74,7 @@ fn due(retired: &Retired, told: Option<Told>, wall: WallMicros, now: Duration) -
 
 /// Looks after the volumes until `stop` ends.
 pub async fn run<S: Storage>(desk: Arc<Desk<S>>, stop: impl Future<Output = ()>) {
-    let mut kept = HashMap::new();
+    let (mut kept, mut schedule) = (HashMap::new(), Schedule::default());
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut stop = std::pin::pin!(stop);
@@ -87,6 +88,7 @@ pub async fn run<S: Storage>(desk: Arc<Desk<S>>, stop: impl Future<Output = ()>)
         let Ok(looked) = looked else { return };
         kept = looked;
         desk.erase_due(&mut kept).await;
+        desk.compare_by_schedule(&mut schedule).await;
     }
 }
 

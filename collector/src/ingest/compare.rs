@@ -1,9 +1,10 @@
 //! Answers an agent's questions about what differs.
 //!
 //! What enters: the hashes of some nodes of a volume. What leaves: for each node that differs from
-//! what is durable here, the hashes of its leaves ([`tidemark_wire::compare`]). One thread for
-//! each session that asks does the work, so neither frames nor acknowledgements wait for it, and
-//! its bounded queue holds no more than the session lets in. It owns nothing that lasts: a crash
+//! what is durable here, the hashes of its leaves ([`tidemark_wire::compare`]). A few threads for
+//! each session that asks do the work, as many as an agent has lanes, so that the disk is read at
+//! several places and neither frames nor acknowledgements wait for it; their bounded queue holds
+//! no more than the session lets in. It owns nothing that lasts: a crash
 //! or the end of the session loses the questions, and the agent asks again.
 
 use std::sync::Arc;
@@ -26,52 +27,63 @@ use crate::view::View;
 
 /// Extents of a node that are looked at, at most; what lies behind them is read.
 const EXTENTS_MAX: usize = 256;
-/// Leaves that are read at a time: as much as a cell of the journal's index.
-const READ_LEAVES: usize = 4;
+/// Leaves that are read at a time: 1 MiB.
+const READ_LEAVES: usize = 16;
+/// Threads of one session.
+const THREADS: usize = 4;
 /// How often a state is opened that a merge passes at the same time.
 const OPENS_MAX: usize = 8;
 // A leaf fits in memory on every machine.
 #[allow(clippy::cast_possible_truncation)]
 const LEAF_USIZE: usize = LEAF_BYTES as usize;
 
-/// The thread that compares for one session.
+/// The threads that compare for one session.
 pub(super) struct Comparer {
     questions: Sender<Compare>,
     stopping: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Comparer {
-    /// Starts the thread; answers go to `inbox`.
+    /// Starts the threads; answers go to `inbox`.
     ///
     /// # Errors
-    /// What the system says when it can't make one.
+    /// What the system says when it can't make any.
     pub(super) fn start<S: Storage>(
         volume: Arc<Volume<S>>,
         inbox: Arc<Inbox>,
     ) -> std::io::Result<Self> {
         let (questions, receiver) = bounded(COMPARES_MAX);
         let stopping = Arc::<AtomicBool>::default();
-        let theirs = Arc::clone(&stopping);
-        let thread = std::thread::Builder::new()
-            .name("compare".into())
-            .spawn(move || serve(&volume, &inbox, &receiver, &theirs))?;
-        Ok(Self { questions, stopping, thread })
+        let start = |_| {
+            let (volume, inbox) = (Arc::clone(&volume), Arc::clone(&inbox));
+            let (receiver, theirs) = (Receiver::clone(&receiver), Arc::clone(&stopping));
+            std::thread::Builder::new()
+                .name("compare".into())
+                .spawn(move || serve(&volume, &inbox, &receiver, &theirs))
+        };
+        // One is enough to go on.
+        let first = start(0)?;
+        let others = (1..THREADS).filter_map(|at| start(at).ok());
+        let threads = std::iter::once(first).chain(others).collect();
+        Ok(Self { questions, stopping, threads })
     }
 
-    /// Hands a question over. False when the thread has ended, or more wait than the session
+    /// Hands a question over. False when the threads have ended, or more wait than the session
     /// lets in.
     pub(super) fn ask(&self, question: Compare) -> bool {
         self.questions.try_send(question).is_ok()
     }
 
-    /// Ends the thread; it lets go of the volume after the leaves that it reads just now.
+    /// Ends the threads; they let go of the volume after the leaves that they read just now.
     pub(super) fn stop(self) {
-        // Relaxed: the flag orders nothing; the channel's end is what wakes the thread.
+        // Relaxed: the flag orders nothing; the channel's end is what wakes the threads.
         self.stopping.store(true, Ordering::Relaxed);
         drop(self.questions);
-        if self.thread.join().is_err() {
-            tracing::error!("a thread that compares has panicked");
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread that compares has panicked");
+            }
         }
     }
 }
@@ -109,7 +121,7 @@ pub fn answer<S: Storage>(
     is_wanted: &dyn Fn() -> bool,
 ) -> Option<Differ> {
     let opened = (0..OPENS_MAX).find_map(|_| {
-        View::open_inside_span(&held.reader, Arc::clone(&held.seed))
+        open(held, question)
             .inspect_err(|error| tracing::debug!(volume = name, %error, "opened again"))
             .ok()
     });
@@ -136,6 +148,16 @@ pub fn answer<S: Storage>(
         }
     }
     Some(Differ { id: question.id, range: question.range, nodes })
+}
+
+/// What is held: the newest, also inside of a span, or the very state that the question names. One
+/// that is not offered is not compared.
+fn open<S: Storage>(held: &Held<S>, question: &Compare) -> Result<View<S>, ViewError> {
+    if question.exact {
+        View::open(Arc::clone(&held.reader), Arc::clone(&held.seed), question.min_seq)
+    } else {
+        View::open_inside_span(&held.reader, Arc::clone(&held.seed))
+    }
 }
 
 /// Every leaf differs.

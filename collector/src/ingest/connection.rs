@@ -188,8 +188,8 @@ impl<'a, S: Storage> Driver<'a, S> {
         for wanted in &pending.bookmarks {
             self.session.bookmark(wanted, out);
         }
-        for what in pending.instructions {
-            self.session.instruct(what, out);
+        for wanted in &pending.instructions {
+            self.session.instruct(wanted, out);
         }
         for differ in &pending.differs {
             self.session.differed(differ, out);
@@ -221,6 +221,16 @@ impl<'a, S: Storage> Driver<'a, S> {
             Action::Standing(standing) => {
                 if let Some((volume, _)) = &self.volume {
                     volume.set_standing(standing);
+                }
+            }
+            Action::Obeyed(id) => {
+                if let Some((volume, _)) = &self.volume {
+                    volume.set_obeyed(id);
+                }
+            }
+            Action::Verified(verified) => {
+                if let Some((volume, _)) = &self.volume {
+                    volume.set_verified(verified);
                 }
             }
             Action::Compare(question) => self.compare(*question, out),

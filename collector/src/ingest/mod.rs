@@ -6,6 +6,7 @@
 //! - [`session`]: the state machine of one session, pure;
 //! - [`owner`]: the one owner of a volume's journal and manifest, without threads;
 //!   [`admission`]: how it lets an agent in; [`volume`]: what everybody may see of it;
+//! - [`spans`]: what people are told of gaps and copies;
 //! - [`change`]: what a person decides of a volume, and how that takes effect;
 //! - [`erase`]: the end of a retired volume;
 //! - [`writer`]: its thread, and the group commit; [`volumes`]: all of them;
@@ -27,6 +28,7 @@ pub mod seeding;
 pub mod server;
 pub mod session;
 pub mod socket;
+mod spans;
 pub mod volume;
 pub mod volumes;
 pub mod writer;

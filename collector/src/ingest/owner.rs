@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemark_wire::Seq;
-use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::RecordsBody;
 use tidemark_wire::session::{Hello, Refuse, RefuseReason};
 
@@ -23,7 +22,7 @@ use super::port::SessionPort;
 use super::session::Batch;
 use super::volume::{Live, Volume};
 use crate::error::{ErrorKind, JournalError, Severity};
-use crate::journal::{Journal, JournalConfig, Mark, MarkBody};
+use crate::journal::{Journal, JournalConfig, JournalReader, Mark, MarkBody};
 use crate::storage::Storage;
 
 /// What sessions want from the owner of a volume.
@@ -215,6 +214,7 @@ impl<S: Storage> VolumeCore<S> {
             facts.live.clone_from(&live);
             // What an earlier session has told says nothing of this one.
             facts.standing = facts.standing.filter(|_| live.is_none());
+            facts.verified = facts.verified.take().filter(|_| live.is_none());
         }
         self.live = live;
     }
@@ -228,39 +228,12 @@ impl<S: Storage> VolumeCore<S> {
         }
     }
 
-    /// Says what the agent could not capture, when the copy is whole again, and a new size.
-    fn report_mark(&self, mark: &Mark) {
-        let seq = mark.seq;
-        match &mark.body {
-            MarkBody::Gap(reason) => {
-                let why = reason.map_or("for a reason that is not known here", GapReason::text);
-                let text = format!("changes before record {seq} are missing: {why}");
-                self.report(Severity::Warning, text);
-            }
-            MarkBody::ResyncBegin(resync) => {
-                let what = if resync.initial == 1 { "the first copy" } else { "a comparison" };
-                let text = format!("{what} of {} bytes began at {seq}", resync.total_bytes);
-                self.report(Severity::Info, text);
-            }
-            MarkBody::ResyncEnd(resync) if self.span_open.is_none() => {
-                let sent = resync.sent_bytes;
-                let text =
-                    format!("the copy is whole from record {seq} on; {sent} bytes were sent");
-                self.report(Severity::Info, text);
-            }
-            MarkBody::Resize { size_bytes, old_bytes } => {
-                let shrank = size_bytes < old_bytes;
-                let (severity, what) =
-                    if shrank { (Severity::Warning, "shrank") } else { (Severity::Info, "grew") };
-                let name = &self.manifest.name;
-                let text = format!(
-                    "volume {name} {what} from {old_bytes} to {size_bytes} bytes at record {seq}; \
-                     states before it keep their size"
-                );
-                self.report(severity, text);
-            }
-            _ => {}
-        }
+    pub(super) fn span_is_closed(&self) -> bool {
+        self.span_open.is_none()
+    }
+
+    pub(super) fn reader(&self) -> Option<Arc<JournalReader<S>>> {
+        self.journal.as_ref().map(Journal::reader)
     }
 
     pub(super) fn report(&self, severity: Severity, message: String) {

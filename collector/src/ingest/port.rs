@@ -12,7 +12,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use tidemark_wire::Seq;
 use tidemark_wire::body::Bookmark;
 use tidemark_wire::compare::Differ;
-use tidemark_wire::session::{InstructKind, Refuse, Welcome};
+use tidemark_wire::instruct::Instruct;
+use tidemark_wire::session::{Refuse, Welcome};
 
 /// Recovery points that may wait to be asked for on one session.
 pub const BOOKMARKS_MAX: usize = 16;
@@ -31,7 +32,7 @@ pub trait SessionPort: Send + Sync + 'static {
     /// Somebody wants a recovery point; false when too many wait.
     fn bookmark(&self, wanted: Bookmark) -> bool;
     /// A person wants something of the agent; false when too many wishes wait.
-    fn instruct(&self, what: InstructKind) -> bool;
+    fn instruct(&self, wanted: Instruct) -> bool;
 }
 
 /// What has come in for a session.
@@ -44,7 +45,7 @@ pub struct Pending {
     /// See [`SessionPort::bookmark`].
     pub bookmarks: VecDeque<Bookmark>,
     /// See [`SessionPort::instruct`].
-    pub instructions: VecDeque<InstructKind>,
+    pub instructions: VecDeque<Instruct>,
     /// Answers of the comparing thread; the session bounds the questions.
     pub differs: Vec<Differ>,
     /// See [`SessionPort::end`].
@@ -120,11 +121,11 @@ impl SessionPort for Inbox {
         taken
     }
 
-    fn instruct(&self, what: InstructKind) -> bool {
+    fn instruct(&self, wanted: Instruct) -> bool {
         let mut taken = false;
         self.put(|pending| {
             if pending.instructions.len() < INSTRUCTIONS_MAX {
-                pending.instructions.push_back(what);
+                pending.instructions.push_back(wanted);
                 taken = true;
             }
         });

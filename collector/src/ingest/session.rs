@@ -10,9 +10,10 @@ use std::time::Duration;
 use tidemark_wire::body::{Bookmark, Cut, Resync};
 use tidemark_wire::compare::{Compare, Differ};
 use tidemark_wire::frame::{self, FrameHeader, FrameKind, RecordsBody};
+use tidemark_wire::instruct::{Instruct, InstructId, Obeyed, Verified};
 use tidemark_wire::planted::{self, Bug};
 use tidemark_wire::session::{
-    Ack, Hello, Instruct, InstructKind, Progress, Refuse, RefuseReason, Standing, Token, Welcome,
+    Ack, Hello, Progress, Refuse, RefuseReason, Standing, Token, Welcome,
 };
 use tidemark_wire::{
     DecodeError, DecodeErrorKind, Epoch, Record, RecordKind, Seq, SessionToken, Timeline, VolumeId,
@@ -42,6 +43,10 @@ pub enum Action {
     Progress(Progress),
     /// The agent told how its stream stands.
     Standing(Standing),
+    /// The agent did what a person wanted.
+    Obeyed(InstructId),
+    /// The agent told how a verification stands.
+    Verified(Verified),
     /// Compare these nodes with what is durable; answer with [`Session::differed`]. At most
     /// [`COMPARES_MAX`] wait for their answer.
     Compare(Box<Compare>),
@@ -215,9 +220,9 @@ impl Session {
     }
 
     /// A person wants something of the agent.
-    pub fn instruct(&mut self, what: InstructKind, out: &mut Vec<Action>) {
+    pub fn instruct(&mut self, wanted: &Instruct, out: &mut Vec<Action>) {
         if matches!(self.state, State::Streaming(_)) {
-            let frame = message(FrameKind::Instruct, |body| Instruct { what }.encode(body));
+            let frame = message(FrameKind::Instruct, |body| wanted.encode(body));
             out.push(Action::Send(frame));
         }
     }
@@ -282,6 +287,12 @@ impl Session {
             }
             (State::Streaming(_), FrameKind::Standing) => {
                 out.push(Action::Standing(Standing::decode(&body).map_err(protocol)?));
+            }
+            (State::Streaming(_), FrameKind::Obeyed) => {
+                out.push(Action::Obeyed(Obeyed::decode(&body).map_err(protocol)?.id));
+            }
+            (State::Streaming(_), FrameKind::Verified) => {
+                out.push(Action::Verified(Verified::decode(&body).map_err(protocol)?));
             }
             (State::Streaming(stream), FrameKind::Compare) => {
                 out.push(Action::Compare(Box::new(stream.check_compare(&body)?)));

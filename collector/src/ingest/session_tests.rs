@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::compare::{LeafHash, NODE_BYTES, NodeRange, node_hash};
 use tidemark_wire::frame::RecordsHeader;
+use tidemark_wire::instruct::InstructKind;
 use tidemark_wire::record::{self, RecordSpec};
 use tidemark_wire::session::StandingState;
 use tidemark_wire::{AgentId, JournalId, WallMicros};
@@ -289,7 +290,7 @@ proptest! {
 fn question(min_seq: u64, range: NodeRange) -> Vec<u8> {
     let nodes = vec![node_hash(&[LeafHash::ZERO]); range.node_count()];
     let mut body = Vec::new();
-    Compare { id: [1; 16], min_seq: Seq(min_seq), range, nodes }.encode(&mut body);
+    Compare { id: [1; 16], min_seq: Seq(min_seq), exact: false, range, nodes }.encode(&mut body);
     body
 }
 
@@ -351,13 +352,15 @@ fn questions_without_an_answer_have_a_bound() {
 fn what_a_person_wants_goes_out_and_the_standing_comes_in() {
     let (mut session, _) = streaming(5, 10);
     let mut out = Vec::new();
-    session.instruct(InstructKind::Pause, &mut out);
+    let wanted = Instruct { id: [1; 16], what: InstructKind::Pause, from_bytes: 0 };
+    session.instruct(&wanted, &mut out);
     let [Action::Send(frame)] = &out[..] else { panic!("{out:?}") };
     assert_eq!((frame[6], frame[40]), (FrameKind::Instruct as u8, 1));
     let standing = Standing {
         state: StandingState::Paused,
         reason: Some(GapReason::Paused),
         since: WallMicros(7),
+        differing_bytes: 0,
     };
     let mut body = Vec::new();
     standing.encode(&mut body);

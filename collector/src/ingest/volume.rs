@@ -4,10 +4,13 @@
 //! itself. What leaves: copies of them, and journal and seed for whoever opens a state. Nothing
 //! here is durable but the manifest, which the owner stores before it is shown here.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tidemark_wire::body::Resync;
+use tidemark_wire::instruct::{InstructId, Verified};
 use tidemark_wire::session::{Progress, Standing};
 use tidemark_wire::{Epoch, Seq, VolumeId};
 
@@ -22,6 +25,9 @@ use crate::storage::Storage;
 
 /// Directory of the segments in a volume's directory.
 pub const JOURNAL_DIR: &str = "journal";
+
+/// Obeyed wishes that are remembered: whoever waits for one looks several times a second.
+const OBEYED_MAX: usize = 16;
 
 /// The copy of a volume, for readers.
 pub struct Held<S: Storage> {
@@ -61,6 +67,12 @@ pub struct Facts {
     pub copy: Option<Progress>,
     /// How the agent's stream stands, as its newest session has told; `None` before the first.
     pub standing: Option<Standing>,
+    /// Wishes that its agent has obeyed, the newest last.
+    pub obeyed: VecDeque<InstructId>,
+    /// How the verification stands that the agent has told of last.
+    pub verified: Option<Verified>,
+    /// The newest copy that has ended since the collector was started.
+    pub last_copy: Option<Resync>,
     /// Why nothing can be appended.
     pub problem: Option<String>,
     /// The newest recovery point that is durable.
@@ -77,6 +89,8 @@ pub struct Volume<S: Storage> {
     dir: PathBuf,
     settings: Arc<Settings>,
     facts: Mutex<Facts>,
+    /// The agent has told something.
+    told: Condvar,
     held: Mutex<Option<Held<S>>>,
 }
 
@@ -91,12 +105,22 @@ impl<S: Storage> Volume<S> {
             recoverable_at: None,
             copy: None,
             standing: None,
+            obeyed: VecDeque::new(),
+            verified: None,
+            last_copy: None,
             problem: None,
             newest_point: None,
             erasing: false,
             seeding: false,
         };
-        Self { id, dir, settings, facts: Mutex::new(facts), held: Mutex::new(None) }
+        Self {
+            id,
+            dir,
+            settings,
+            facts: Mutex::new(facts),
+            told: Condvar::new(),
+            held: Mutex::new(None),
+        }
     }
 
     /// What holds for it: what was decided for it, over the defaults in force.
@@ -163,11 +187,36 @@ impl<S: Storage> Volume<S> {
     /// The agent told how far its copy is.
     pub fn set_progress(&self, progress: Progress) {
         self.lock().copy = Some(progress);
+        self.told.notify_all();
     }
 
     /// The agent told how its stream stands.
     pub fn set_standing(&self, standing: Standing) {
         self.lock().standing = Some(standing);
+        self.told.notify_all();
+    }
+
+    /// The agent did what a person wanted.
+    pub fn set_obeyed(&self, id: InstructId) {
+        let obeyed = &mut self.lock().obeyed;
+        if obeyed.len() == OBEYED_MAX {
+            obeyed.pop_front();
+        }
+        obeyed.push_back(id);
+        self.told.notify_all();
+    }
+
+    /// The agent told how a verification stands.
+    pub fn set_verified(&self, verified: Verified) {
+        self.lock().verified = Some(verified);
+        self.told.notify_all();
+    }
+
+    /// Waits until the agent tells something, or this long. What it told just before may have been
+    /// missed, so whoever waits looks again in any case.
+    pub fn wait_told(&self, at_most: Duration) {
+        // A poisoned lock is let go of as any other.
+        drop(self.told.wait_timeout(self.lock(), at_most));
     }
 
     pub(super) fn dir(&self) -> &Path {

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::bounded;
 use tidemark_wire::body::Bookmark;
-use tidemark_wire::session::{Hello, InstructKind, Refuse, RefuseReason};
+use tidemark_wire::instruct::{Instruct, InstructId, InstructKind};
+use tidemark_wire::session::{Hello, Refuse, RefuseReason};
 use tidemark_wire::{Epoch, JournalId, PointId, Timeline, VolumeId};
 
 use super::change::{Change, Decision};
@@ -227,11 +228,17 @@ impl<S: Storage> Volumes<S> {
         Err(Failure::unavailable(format!("too many points of volume {name} are being made")))
     }
 
-    /// Hands on to the agent of a volume what a person wants.
+    /// Hands on to the agent of a volume what a person wants; `from_bytes` is where a
+    /// verification begins. The agent obeys under the identity that is given back.
     ///
     /// # Errors
     /// `Unavailable` when no agent is connected, `Conflict` when the volume is retired.
-    pub fn instruct(&self, volume: &Volume<S>, what: InstructKind) -> Result<()> {
+    pub fn instruct(
+        &self,
+        volume: &Volume<S>,
+        what: InstructKind,
+        from_bytes: u64,
+    ) -> Result<InstructId> {
         let (name, facts) = (volume.name(), volume.facts());
         if facts.manifest.retired.is_some() {
             return Err(Failure::conflict(format!("volume {name} is retired, not protected"))
@@ -242,8 +249,9 @@ impl<S: Storage> Volumes<S> {
             return Err(Failure::unavailable(message)
                 .with_hint("its agent has to do it; start it, or look why it can't connect"));
         };
-        if live.port.instruct(what) {
-            return Ok(());
+        let id = self.ground.random_id();
+        if live.port.instruct(Instruct { id, what, from_bytes }) {
+            return Ok(id);
         }
         Err(Failure::unavailable(format!("too many wishes wait for the agent of volume {name}")))
     }

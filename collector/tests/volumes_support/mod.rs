@@ -24,7 +24,8 @@ use tidemark_collector::storage::MemoryStorage;
 use tidemark_collector::view::View;
 use tidemark_wire::body::Bookmark;
 use tidemark_wire::frame::RecordsHeader;
-use tidemark_wire::session::{Hello, InstructKind, Refuse, Welcome};
+use tidemark_wire::instruct::Instruct;
+use tidemark_wire::session::{Hello, Refuse, Welcome};
 use tidemark_wire::{Seq, VolumeId, WallMicros, record};
 use zerocopy::IntoBytes;
 
@@ -75,7 +76,7 @@ impl SessionPort for Port {
     fn bookmark(&self, _: Bookmark) -> bool {
         false
     }
-    fn instruct(&self, _: InstructKind) -> bool {
+    fn instruct(&self, _: Instruct) -> bool {
         false
     }
 }

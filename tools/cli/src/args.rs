@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tidemark_collector::control::api::CONTROL_SOCKET_DEFAULT;
+use tidemark_collector::control::api::{CONTROL_SOCKET_DEFAULT, DayWindow};
 
 const AT_HELP: &str = "Which state: `latest`, `seq:N`, a point's name or id, an RFC 3339 time, \
     or an age such as `5m`";
@@ -47,13 +47,18 @@ pub(crate) enum Command {
     /// Write a state to a file or a block device of the collector's machine. One that has ended
     /// early goes on when it is given again.
     Restore(RestoreArguments),
+    /// Make the copy of a volume equal to its disk, where the two may differ. A gap is closed so by
+    /// itself; this waits for it.
+    Resync(ResyncArguments),
+    /// Compare a volume with its copy and change nothing. Exit status 1 when they differ.
+    Verify(VerifyArguments),
     /// What the journal of a volume holds.
     #[command(subcommand)]
     Journal(JournalCommand),
     /// What happened.
     #[command(subcommand)]
     Event(EventCommand),
-    /// Long work: restores, seedings.
+    /// Long work: restores, seedings, comparisons.
     #[command(subcommand)]
     Job(JobCommand),
 }
@@ -77,8 +82,8 @@ pub(crate) enum VolumeCommand {
         #[arg(long, value_name = "IMAGE")]
         from: PathBuf,
     },
-    /// How far back its history reaches, how much it may take, how often points are made; without
-    /// options shows what holds.
+    /// How far back its history reaches, how much it may take, how often points are made, when it is
+    /// compared; without options shows what holds.
     Policy(PolicyArguments),
     /// Capture no changes for a while. The way back is a comparison of the whole disk.
     Pause {
@@ -127,9 +132,43 @@ pub(crate) struct PolicyArguments {
     /// Make a point that often when something was written, such as `30s`; `0`: never.
     #[arg(long, value_name = "TIME", value_parser = crate::units::seconds)]
     pub(crate) point_interval: Option<u64>,
+    /// Begin scheduled comparisons between these local times of the collector's machine, such as
+    /// `22:00-04:00`.
+    #[arg(long, value_name = "FROM-UNTIL")]
+    pub(crate) compare_window: Option<DayWindow>,
+    /// Verify every so many days; `0`: never.
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) verify_days: Option<u32>,
+    /// Compare the whole disk and make the copy equal every so many days; `0`: never.
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) resync_days: Option<u32>,
     /// Go back to the collector's defaults, but for what else is given.
     #[arg(long)]
     pub(crate) default: bool,
+}
+
+/// `tidemark resync`.
+#[derive(Debug, Args)]
+pub(crate) struct ResyncArguments {
+    /// Name or id of the volume.
+    pub(crate) volume: String,
+    /// Compare the whole disk, not only what is known to be in doubt. Until it is through, the
+    /// newest state that can be opened is the one before it.
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Return when the job is begun.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+/// `tidemark verify`.
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArguments {
+    /// Name or id of the volume.
+    pub(crate) volume: String,
+    /// Return when the job is begun.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
 }
 
 /// `tidemark agent`.
@@ -381,6 +420,9 @@ mod tests {
             ("tidemark volume policy disk --window soon", ErrorKind::ValueValidation),
             ("tidemark point list disk --kind crsh", ErrorKind::InvalidValue),
             ("tidemark point list disk --limit 0", ErrorKind::ValueValidation),
+            ("tidemark volume policy disk --compare-window night", ErrorKind::ValueValidation),
+            ("tidemark resync", ErrorKind::MissingRequiredArgument),
+            ("tidemark verify disk --full", ErrorKind::UnknownArgument),
             ("tidemark agent forget", ErrorKind::MissingRequiredArgument),
             ("tidemark status --jsno", ErrorKind::UnknownArgument),
             ("tidemark job list extra", ErrorKind::UnknownArgument),

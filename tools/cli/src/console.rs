@@ -34,6 +34,11 @@ impl<'a> Console<'a> {
         Self { out: Box::new(out), json, now }
     }
 
+    /// True when answers are for programs.
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// Shows an answer: itself as JSON, or the text that `render` makes of it.
     pub(crate) fn show<T: Serialize + ?Sized>(
         &mut self,

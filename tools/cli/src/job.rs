@@ -127,6 +127,7 @@ pub(crate) mod tests {
             started: Timestamp::UNIX_EPOCH,
             finished: None,
             result: None,
+            comparison: None,
             error: None,
             go_on: None,
         }

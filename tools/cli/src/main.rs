@@ -8,6 +8,7 @@
 mod agent;
 mod args;
 mod ask;
+mod comparison;
 mod console;
 mod event;
 mod export;
@@ -65,6 +66,8 @@ fn run(arguments: &Arguments) -> Result<(), Stop> {
         Command::Reload => reload::run(&client, console),
         Command::Export(export) => export::run(export, &client, console),
         Command::Restore(restore) => restore::run(restore, &client, console),
+        Command::Resync(arguments) => comparison::resync(arguments, &client, console),
+        Command::Verify(arguments) => comparison::verify(arguments, &client, console),
         Command::Journal(command) => journal::run(command, &client, console),
         Command::Event(command) => event::run(command, &client, console),
         Command::Job(command) => job::run(command, &client, console),

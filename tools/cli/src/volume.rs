@@ -59,6 +59,9 @@ fn new_policy(arguments: &PolicyArguments) -> NewPolicy {
         window_seconds: arguments.window,
         journal_bytes_max: arguments.journal_max,
         point_interval_seconds: arguments.point_interval,
+        compare_window: arguments.compare_window,
+        verify_days: arguments.verify_days,
+        resync_days: arguments.resync_days,
     }
 }
 
@@ -142,7 +145,7 @@ fn state_facts(volume: &VolumeStatus, now: Timestamp) -> String {
 
 fn policy_text(policy: &PolicyInfo) -> String {
     format!(
-        "{} of history, {}, {}{}",
+        "{} of history, {}, {}, {}{}",
         render::duration(Duration::from_secs(policy.window_seconds).as_secs_f64()),
         match policy.journal_bytes_max {
             Some(bytes) => format!("journal up to {}", render::size(bytes)),
@@ -155,8 +158,24 @@ fn policy_text(policy: &PolicyInfo) -> String {
             }
             None => "no points by interval".to_owned(),
         },
+        comparisons(policy),
         if policy.own { "" } else { " (the collector's defaults)" }
     )
+}
+
+fn comparisons(policy: &PolicyInfo) -> String {
+    let every = |what: &str, days: Option<u32>| match days {
+        None => None,
+        Some(1) => Some(format!("{what} every day")),
+        Some(days) => Some(format!("{what} every {days} days")),
+    };
+    let whole = every("made equal", policy.resync_days);
+    let both = [every("verified", policy.verify_days), whole];
+    let all: Vec<String> = both.into_iter().flatten().collect();
+    if all.is_empty() {
+        return "no comparisons by schedule".to_owned();
+    }
+    format!("{} ({} local time)", all.join(" and "), policy.compare_window)
 }
 
 fn policy_facts(policy: &PolicyInfo) -> String {
@@ -197,6 +216,7 @@ fn text(volume: &VolumeStatus, now: Timestamp) -> String {
         ("problem", volume.problem.clone()),
         ("RPO", volume.rpo_seconds.map(render::duration)),
         ("copy", copy),
+        ("differs", differing(volume)),
         ("newest state", newest),
         ("oldest state", oldest),
         ("never offered", not_offered(&volume.spans)),
@@ -204,6 +224,11 @@ fn text(volume: &VolumeStatus, now: Timestamp) -> String {
         ("journal", Some(journal(volume))),
         ("agent", volume.agent.clone()),
     ])
+}
+
+fn differing(volume: &VolumeStatus) -> Option<String> {
+    let bytes = volume.differing_bytes.filter(|bytes| *bytes > 0)?;
+    Some(format!("at most {} of the disk", render::size(bytes)))
 }
 
 fn journal(volume: &VolumeStatus) -> String {
@@ -248,6 +273,9 @@ mod tests {
                 window_seconds: 7200,
                 journal_bytes_max: Some(10 << 30),
                 point_interval_seconds: None,
+                compare_window: "22:00-04:00".parse().expect("a window"),
+                verify_days: Some(7),
+                resync_days: None,
                 own: true,
             },
             connected: true,
@@ -264,6 +292,7 @@ mod tests {
             segments: 1,
             spans: vec![SpanInfo { begin_seq: 1, end_seq: None }],
             copy: Some(CopyProgress { done_bytes: 1, total_bytes: 3, sent_bytes: 1 }),
+            differing_bytes: Some(64 << 20),
             problem: None,
         }
     }
@@ -284,5 +313,7 @@ mod tests {
         assert!(shown.contains("never offered  seq:1 until the copy is whole\n"), "{shown}");
         assert!(shown.contains("seq:40, 1970-01-01T00:00:00Z (1 min 0 s ago)\n"), "{shown}");
         assert!(!shown.contains("problem"), "{shown}");
+        assert!(shown.contains("at most 64.0 MiB of the disk"), "{shown}");
+        assert!(shown.contains("verified every 7 days (22:00-04:00 local time)"), "{shown}");
     }
 }

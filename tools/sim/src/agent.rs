@@ -228,6 +228,8 @@ async fn open(world: &Rc<World>) -> anyhow::Result<()> {
     let timer = || SimTimer(Arc::clone(&world.time));
     let copier = copy::run(Arc::clone(&volume), Arc::clone(&random), timer());
     world.executor.spawn(Group::Agent, Step::Copy, copier);
+    let verifier = copy::verify::run(Arc::clone(&volume), timer());
+    world.executor.spawn(Group::Agent, Step::Copy, verifier);
     let sweeper = upkeep::run(Arc::clone(&volume), timer());
     world.executor.spawn(Group::Agent, Step::Sweep, sweeper);
     let (mended, theirs) = (Arc::clone(&volume), Rc::clone(world));

@@ -14,7 +14,7 @@ use tidemark_collector::storage::Fault as CallFault;
 use tidemark_collector::storage::pages::Pages;
 use tidemark_wire::PointId;
 use tidemark_wire::body::{Bookmark, PointKind};
-use tidemark_wire::session::InstructKind;
+use tidemark_wire::instruct::{Instruct, InstructKind};
 
 use crate::agent::Status;
 use crate::collector;
@@ -76,8 +76,16 @@ impl Director {
         let random = &world.random;
         let count = random.between(5, 11);
         let left = world.guest.left();
+        // Some runs are mostly about one machine.
+        let favourites = random.pick(&[
+            Fault::ALL,
+            Fault::ALL,
+            Fault::ALL,
+            &[Fault::AgentPower, Fault::AgentPower, Fault::BackingSync, Fault::AgentKill],
+            &[Fault::CollectorPower, Fault::JournalCall, Fault::JournalFull, Fault::AgentKill],
+        ]);
         let planned = (0..count).map(|index| Planned {
-            fault: random.pick(Fault::ALL),
+            fault: random.pick(if random.chance(70) { favourites } else { Fault::ALL }),
             step: random.pick(Step::ALL),
             armed_at: left - left * index / count,
             skip: random.below(6),
@@ -244,7 +252,16 @@ impl Director {
                 }
                 paused
             }
-            Fault::Compare => instruct(world, InstructKind::Compare),
+            Fault::Compare => {
+                let whole = world.random.chance(50);
+                let what = if whole { InstructKind::Compare } else { InstructKind::CompareMarked };
+                instruct(world, what)
+            }
+            Fault::Verify => {
+                let stops = world.random.chance(20);
+                let what = if stops { InstructKind::StopVerify } else { InstructKind::Verify };
+                instruct(world, what)
+            }
             Fault::Bookmark => self.bookmark(world),
             Fault::JournalFull => {
                 world.collector.storage.borrow().set_full(true);
@@ -385,7 +402,8 @@ fn strike_machine(world: &World, fault: Fault) {
 
 fn instruct(world: &World, what: InstructKind) -> bool {
     let live = world.collector.volume().and_then(|volume| volume.facts().live);
-    live.is_some_and(|live| live.port.instruct(what))
+    let id = tidemark_agent::random::Random::bytes(&*world.random);
+    live.is_some_and(|live| live.port.instruct(Instruct { id, what, from_bytes: 0 }))
 }
 
 /// True when the agent has nothing more to bring, and the collector agrees.

@@ -73,6 +73,7 @@ kinds! {
         ClockJump = "clock jumps",
         Pause = "pause",
         Compare = "comparison",
+        Verify = "verification",
         Bookmark = "bookmark",
     }
 }

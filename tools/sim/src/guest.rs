@@ -59,9 +59,9 @@ impl Guest {
 
     /// Now and then the guest does nothing for so long that what is idle can be told.
     async fn lull(&self, world: &World) {
-        if self.lulls.get() > 0 && world.random.chance(2) {
+        if self.lulls.get() > 0 && world.random.chance(3) {
             self.lulls.set(self.lulls.get() - 1);
-            let seconds = Duration::from_secs(world.random.between(30, 130));
+            let seconds = Duration::from_secs(world.random.between(20, 140));
             self.lull_until.set(world.time.now() + seconds);
         }
         world.time.sleep_until(self.lull_until.get()).await;

@@ -95,7 +95,7 @@ impl Driver {
             self.session.durable(seq, out);
         }
         pending.bookmarks.iter().for_each(|wanted| self.session.bookmark(wanted, out));
-        pending.instructions.into_iter().for_each(|what| self.session.instruct(what, out));
+        pending.instructions.iter().for_each(|wanted| self.session.instruct(wanted, out));
         pending.differs.iter().for_each(|differ| self.session.differed(differ, out));
         if let Some(refusal) = pending.end {
             self.session.end(refusal, out);
@@ -136,6 +136,20 @@ impl Driver {
             Action::Standing(standing) => {
                 if let Some((volume, _)) = &self.volume {
                     volume.set_standing(standing);
+                }
+            }
+            Action::Obeyed(id) => {
+                if let Some((volume, _)) = &self.volume {
+                    volume.set_obeyed(id);
+                }
+            }
+            Action::Verified(verified) => {
+                if verified.differing_bytes > 0 {
+                    let bytes = verified.differing_bytes;
+                    self.world.breaks(format!("a verification found {bytes} bytes that differ"));
+                }
+                if let Some((volume, _)) = &self.volume {
+                    volume.set_verified(verified);
                 }
             }
             Action::Compare(question) => self.compare(*question),

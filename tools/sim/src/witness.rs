@@ -10,7 +10,8 @@ use tidemark_collector::ingest::observer::Observer;
 use tidemark_collector::ingest::port::{Inbox, SessionPort};
 use tidemark_collector::journal::{Mark, MarkBody};
 use tidemark_wire::body::Bookmark;
-use tidemark_wire::session::{InstructKind, Refuse, Welcome};
+use tidemark_wire::instruct::Instruct;
+use tidemark_wire::session::{Refuse, Welcome};
 use tidemark_wire::{PointId, RecordHeader, Seq, VolumeId};
 
 use crate::model::Moment;
@@ -155,8 +156,8 @@ impl SessionPort for Port {
         taken
     }
 
-    fn instruct(&self, what: InstructKind) -> bool {
-        let taken = self.inbox.instruct(what);
+    fn instruct(&self, wanted: Instruct) -> bool {
+        let taken = self.inbox.instruct(wanted);
         self.rung.notify_all();
         taken
     }

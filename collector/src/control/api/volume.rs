@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{PointKind, ProtectionState};
+use crate::policy::DayWindow;
 
 /// What holds for a volume. Answer of `POST /v1/volumes/{v}/policy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,13 @@ pub struct PolicyInfo {
     pub journal_bytes_max: Option<u64>,
     /// Time between two points that are made by themselves; `None`: none are made.
     pub point_interval_seconds: Option<u64>,
+    /// When scheduled comparisons may run, in the collector's local time.
+    pub compare_window: DayWindow,
+    /// Days between two verifications; `None`: none are made by themselves.
+    pub verify_days: Option<u32>,
+    /// Days between two comparisons that make the copy equal to the disk; `None`: none are made by
+    /// themselves, but for those that close a gap.
+    pub resync_days: Option<u32>,
     /// Something of it was decided for this volume; else all are the collector's defaults.
     pub own: bool,
 }
@@ -33,6 +41,12 @@ pub struct NewPolicy {
     pub journal_bytes_max: Option<u64>,
     /// See [`PolicyInfo::point_interval_seconds`]; 0: none.
     pub point_interval_seconds: Option<u64>,
+    /// See [`PolicyInfo::compare_window`], as in `22:00-04:00`.
+    pub compare_window: Option<DayWindow>,
+    /// See [`PolicyInfo::verify_days`]; 0: none.
+    pub verify_days: Option<u32>,
+    /// See [`PolicyInfo::resync_days`]; 0: none.
+    pub resync_days: Option<u32>,
 }
 
 /// Body of `POST /v1/volumes/{v}/seed`; the answer is a [`super::Job`].
@@ -42,6 +56,29 @@ pub struct NewSeed {
     /// Absolute path, on the collector's machine, of a raw image of the disk: a file or a block
     /// device.
     pub image: PathBuf,
+}
+
+/// Body of `POST /v1/volumes/{v}/resync`; the answer is a [`super::Job`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NewResync {
+    /// Compare the whole disk, not only what may differ.
+    pub full: bool,
+}
+
+/// What a resynchronization or a verification has done or found.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ComparisonResult {
+    /// Bytes of the disk that were looked at.
+    pub compared_bytes: u64,
+    /// Bytes that differed: of a verification. They still do.
+    pub differing_bytes: u64,
+    /// Bytes that one of the sides could not read, so that nothing is known of them.
+    pub unreadable_bytes: u64,
+    /// Bytes that were sent: of a resynchronization.
+    pub sent_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 /// When a volume was retired, and what comes.

@@ -5,8 +5,8 @@ use hyper::body::Bytes;
 
 use super::{Client, ClientError, escape};
 use crate::control::api::{
-    AgentInfo, Erased, Job, NewPoint, NewPolicy, NewRetire, NewSeed, PointFilter, PointInfo,
-    PointKind, PointList, PolicyInfo, Reloaded, VolumeStatus,
+    AgentInfo, Erased, Job, NewPoint, NewPolicy, NewResync, NewRetire, NewSeed, PointFilter,
+    PointInfo, PointKind, PointList, PolicyInfo, Reloaded, VolumeStatus,
 };
 
 impl Client {
@@ -43,6 +43,22 @@ impl Client {
     /// As [`Client::status`].
     pub fn create_seed(&self, volume: &str, new: &NewSeed) -> Result<Job, ClientError> {
         self.post(&format!("/v1/volumes/{}/seed", escape(volume)), new)
+    }
+
+    /// Begins to make the copy of a volume equal to the disk.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub fn create_resync(&self, volume: &str, new: &NewResync) -> Result<Job, ClientError> {
+        self.post(&format!("/v1/volumes/{}/resync", escape(volume)), new)
+    }
+
+    /// Begins to compare a volume with its copy.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub fn create_verify(&self, volume: &str) -> Result<Job, ClientError> {
+        self.post(&format!("/v1/volumes/{}/verify", escape(volume)), &())
     }
 
     /// Changes the policy of a volume.
