@@ -130,7 +130,7 @@ fn two_changes_and_a_sweep_agree_on_the_bit() {
         let both = [change(&model), change(&model)];
         model.clear(idle_since);
         model.write_page();
-        both.map(|one| one.join().expect("no panic"));
+        both.into_iter().for_each(|one| one.join().expect("no panic"));
         assert!(!model.clear(idle_since), "it was changed since");
     });
 }

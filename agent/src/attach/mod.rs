@@ -182,7 +182,10 @@ pub fn attach(
         Via::Ublk => attach_ublk(source)?,
         Via::Loop => attach_loop(source)?,
     };
-    if let Err(error) = try_read(&attached.device) {
+    // A ublk device has answered already: the kernel has looked for partitions on it.
+    if attached.via != Via::Ublk
+        && let Err(error) = try_read(&attached.device)
+    {
         if let Err(second) = take_down(&attached, ANSWER_PATIENCE, false) {
             tracing::warn!("{second}; take {} down by hand", attached.device.display());
         }
@@ -255,7 +258,6 @@ pub fn reattach(
         }
         Via::Ublk => {
             ublk::take_over(&attached.device, ublk_server(source)?)?;
-            try_read(&attached.device)?;
             Ok(Reattached::Answers)
         }
         Via::Loop => match try_read(&attached.device) {

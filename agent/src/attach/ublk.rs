@@ -5,9 +5,11 @@
 //! died. Then it waits, with all that was asked of it and not answered, for as long as it takes,
 //! until another agent serves it. A machine that restarts has no such device any more.
 //!
-//! Where a device is started the kernel reads its partition table while it holds a lock that it
-//! also needs to let go of a dead server; an agent killed in those milliseconds leaves a device
-//! that only a restart of the machine removes (Linux before 6.19).
+//! An agent that is killed while a thread of it waits for its own device can't end, and keeps the
+//! memory by which the kernel knows its server: nobody can take the device over then, and only a
+//! restart of the machine removes it. So nothing is read from a device to try it. What is left are
+//! the milliseconds in which the kernel reads the partition table of a new device, and in which a
+//! device that nobody uses any more is flushed to be detached.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -99,10 +99,27 @@ pub struct VolumeStatus {
     pub users: u64,
     /// Payload in its change ring that the collector has not acknowledged.
     pub ring_used_bytes: u64,
+    /// Its write-intent log.
+    pub intent: IntentStatus,
     /// The block device that it is attached as.
     pub attached: Option<Attached>,
     /// What a person should know of it.
     pub notes: Vec<String>,
+}
+
+/// The write-intent log of a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntentStatus {
+    /// Regions of 4 MiB whose bit is set: a power cut now is followed by a comparison of these.
+    pub marked_regions: u64,
+    /// Bytes that differ from the collector, at most.
+    pub differing_bytes: u64,
+    /// Times that the log was synced since the agent's start.
+    pub syncs: u64,
+    /// Bits that were cleared since.
+    pub cleared: u64,
+    /// It can't be written: a power cut is followed by a comparison of the whole volume.
+    pub failed: bool,
 }
 
 /// Whether the collector's copy follows a volume.

@@ -96,6 +96,7 @@ fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::api::IntentStatus;
 
     #[test]
     fn columns_stand_below_each_other_and_notes_below_the_table() {
@@ -109,6 +110,7 @@ mod tests {
             leaving: !notes.is_empty(),
             users: 2,
             ring_used_bytes: 17,
+            intent: IntentStatus::default(),
             attached: None,
             notes: notes.iter().map(|&note| note.into()).collect(),
         };

@@ -84,6 +84,7 @@ pub async fn run<S: Store, T: Timer>(volume: Arc<Volume<S>>, random: Arc<dyn Ran
                 capture.progress().get().1,
                 cause.text()
             );
+            let begun = timer.now();
             let ended = walk.run().await;
             capture.desk().close(walk.id);
             if ended.is_ok() {
@@ -91,8 +92,9 @@ pub async fn run<S: Store, T: Timer>(volume: Arc<Volume<S>>, random: Arc<dyn Ran
                 let (done, _, sent) = capture.progress().get();
                 tracing::info!(
                     volume = name,
-                    "copy ends: {done} bytes looked at, {sent} sent; the volume is whole at the \
-                     collector when this is acknowledged"
+                    "copy ends: {done} bytes looked at, {sent} sent in {:.1} s; the volume is \
+                     whole at the collector when this is acknowledged",
+                    (timer.now() - begun).as_secs_f64()
                 );
                 continue;
             }

@@ -25,7 +25,7 @@ use crate::capture::Capture;
 use crate::capture::phase::Phase;
 use crate::clock::{Clock, EngineTimer};
 use crate::config::VolumeConfig;
-use crate::control::api::VolumeStanding;
+use crate::control::api::{IntentStatus, VolumeStanding};
 use crate::copy;
 use crate::intent_log::file::IntentFile;
 use crate::intent_log::sweep::SWEEP_EVERY;
@@ -168,6 +168,18 @@ impl Running {
     /// True while there is a connection to the collector.
     pub(super) fn is_connected(&self) -> bool {
         self.shipper.is_connected()
+    }
+
+    /// Its write-intent log, as a person sees it.
+    pub(super) fn intent_status(&self) -> IntentStatus {
+        let figures = self.volume.intent().figures();
+        IntentStatus {
+            marked_regions: figures.marked,
+            differing_bytes: figures.differing_bytes,
+            syncs: figures.syncs,
+            cleared: figures.cleared,
+            failed: self.volume.intent().map().is_failed(),
+        }
     }
 
     /// How it was started.

@@ -314,7 +314,7 @@ fn status(entry: &Entry) -> VolumeStatus {
     }
     notes.extend(entry.attachment.note());
     notes.push(running.started().to_string());
-    if volume.intent().map().is_failed() {
+    if running.intent_status().failed {
         notes.push(
             "its write-intent log can't be written: a crash of this machine would be followed by \
              a comparison of the whole volume"
@@ -331,6 +331,7 @@ fn status(entry: &Entry) -> VolumeStatus {
         leaving,
         users: users as u64,
         ring_used_bytes: volume.capture().ring().used().bytes,
+        intent: running.intent_status(),
         attached: entry.attachment.attached().cloned(),
         notes,
     }

@@ -79,12 +79,26 @@ fn what_a_flush_covers_ended_before_it_began() {
     let failed = map.flush_begins();
     let _ = failed;
     assert_eq!(of(&map), [0, 2], "a flush that did not end well covers nothing");
-    map.doubt_unflushed();
+    map.doubt_unflushed(map.flushed());
     assert_eq!(listed(&map), [(0, Differs::Doubt), (2, Differs::Doubt)]);
     let flush = map.flush_begins();
     map.flush_ended(flush);
     assert!(of(&map).is_empty());
     assert_eq!(listed(&map).len(), 2, "what failed once is not made good by a later flush");
+}
+
+#[test]
+fn a_flush_that_overlaps_one_that_failed_makes_nothing_good() {
+    let map = IntentMap::volatile(SIZE);
+    drop(map.enter(range(0, 1)));
+    let good = map.flushed();
+    let failing = map.flush_begins();
+    let other = map.flush_begins();
+    assert!(failing < other);
+    // The kernel has told the first one of the error, and says so to nobody else.
+    map.flush_ended(other);
+    map.doubt_unflushed(good);
+    assert_eq!(listed(&map), [(0, Differs::Doubt)]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Changes and copies on the map: who enters a region, and what is known to differ.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tidemark_block::ByteRange;
@@ -85,10 +86,17 @@ impl IntentMap {
         regions(range).all(|region| self.region(region).is_set())
     }
 
+    /// The regions of the volume that a range touches.
+    fn regions_of(&self, range: ByteRange) -> Range<u64> {
+        let regions = regions(range);
+        let end = regions.end.min(self.regions());
+        regions.start.min(end)..end
+    }
+
     /// A change of the stream is missing at the collector: it was not captured, or its record will
     /// not be sent. To be said while the change is in flight, or before its record is released.
     pub fn miss(&self, range: ByteRange) {
-        for region in regions(range).filter(|region| *region < self.regions()) {
+        for region in self.regions_of(range) {
             if let Some(part) = self.bytes_of(region).intersect(range) {
                 self.lack(region, leaves_of(part));
             }
@@ -109,7 +117,7 @@ impl IntentMap {
     /// would be followed by that, too.
     pub fn doubt(&self, range: ByteRange) {
         let mut all_set = true;
-        for region in regions(range).filter(|region| *region < self.regions()) {
+        for region in self.regions_of(range) {
             all_set &= self.doubt_one(region);
         }
         if !all_set {
@@ -131,10 +139,11 @@ impl IntentMap {
         }
     }
 
-    /// A flush of the backing store failed: what was changed since the last good one may hold
-    /// anything, and has to be compared.
-    pub fn doubt_unflushed(&self) {
-        let good = self.epochs().good();
+    /// A write, or a flush, of the backing store failed: what was changed since the flush of `good`
+    /// may hold anything, and has to be compared. For a flush that is the newest that had succeeded
+    /// when it began: the kernel tells one of two flushes that overlap of the error, and the other
+    /// one that all is well.
+    pub fn doubt_unflushed(&self, good: FlushEpoch) {
         for region in 0..self.regions() {
             if self.region(region).is_unflushed(good) {
                 self.doubt_region(region);
@@ -238,6 +247,12 @@ impl IntentMap {
         let doubted = self.doubted().load(Ordering::Relaxed) * REGION_BYTES;
         let lacking = self.lacking().load(Ordering::Relaxed) * LEAF_BYTES;
         (doubted + lacking).min(self.size_bytes())
+    }
+
+    /// The newest flush of the backing store that succeeded.
+    #[must_use]
+    pub fn flushed(&self) -> FlushEpoch {
+        self.epochs().good()
     }
 
     /// A flush of the backing store begins.

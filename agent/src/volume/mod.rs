@@ -35,7 +35,7 @@ use tidemark_wire::record::RecordSpec;
 use tidemark_wire::{RecordKind, VolumeId};
 
 use crate::capture::Capture;
-use crate::intent_log::IntentLog;
+use crate::intent_log::{FlushEpoch, IntentLog};
 use crate::ring::{Extent, InFlight, Ring};
 
 pub use resize::{ResizeError, Resized};
@@ -161,16 +161,22 @@ impl<S: Store> Volume<S> {
     }
 
     async fn sync_store(&self) -> std::io::Result<()> {
+        let good = self.intent.map().flushed();
         let result = self.units.store().sync().await;
         if result.is_err() {
-            self.fail_backing();
+            self.doubt_since(good);
         }
         result
     }
 
-    /// What was changed since the last good flush of the backing store may hold anything.
+    /// A change of the backing store failed: what was changed since the last good flush may hold
+    /// anything.
     fn fail_backing(&self) {
-        self.intent.map().doubt_unflushed();
+        self.doubt_since(self.intent.map().flushed());
+    }
+
+    fn doubt_since(&self, good: FlushEpoch) {
+        self.intent.map().doubt_unflushed(good);
         self.capture.lose(GapReason::BackingError);
     }
 

@@ -44,6 +44,8 @@ pub struct Copy {
     /// Gaps, by their reason's number.
     pub gaps: Vec<u64>,
     pub writes: usize,
+    /// Nodes whose hashes were compared.
+    pub compared_nodes: usize,
 }
 
 type Copies = Arc<Mutex<HashMap<VolumeId, Copy>>>;
@@ -104,6 +106,9 @@ fn session(mut stream: UnixStream, copies: &Copies) -> Option<()> {
             }
             FrameKind::Compare => {
                 let asked = Compare::decode(&body).ok()?;
+                let mut copies = copies.lock().unwrap();
+                copies.entry(hello.volume).or_default().compared_nodes += asked.nodes.len();
+                drop(copies);
                 let equal = Differ { id: asked.id, range: asked.range, nodes: Vec::new() };
                 send(&mut stream, FrameKind::Differ, |out| equal.encode(out))?;
             }

@@ -10,7 +10,7 @@
 //! A write holds memory of the device for one part of it at a time, so none waits for memory that
 //! only its own end would free.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
@@ -21,6 +21,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -28,7 +29,7 @@ use super::abi::{self, Descriptor, QueueCommand};
 use super::request::{Request, errno_of};
 use super::{Number, REQUESTS_MAX};
 use crate::device::{Device, DeviceError, Durability, Payload, ZeroOptions};
-use crate::engine::{BufferPool, Event, Executor, ExecutorConfig, driver_command, spawn};
+use crate::engine::{BufferPool, Event, Executor, ExecutorConfig, driver_command, sleep, spawn};
 use crate::range::ByteRange;
 
 /// A longer read is done in pieces, one after the other.
@@ -111,31 +112,48 @@ fn run<D: Device>(
     stop: Arc<Stop>,
     report: &mpsc::SyncSender<io::Result<()>>,
 ) {
-    let started = Queue::open(number, device, stop).and_then(|queue| {
-        let config = ExecutorConfig { tasks_max: REQUESTS_MAX.into(), ..Default::default() };
-        Ok((Rc::new(queue), Executor::new(&config)?))
-    });
-    let (queue, executor) = match started {
+    let config = ExecutorConfig { tasks_max: REQUESTS_MAX.into(), ..Default::default() };
+    let started = Executor::new(&config)
+        .and_then(|executor| Ok((executor, Rc::new(Queue::open(number, device, stop)?))));
+    // The starter waits for exactly one message.
+    let (executor, queue) = match started {
         Ok(started) => started,
         Err(error) => {
-            // The starter waits for exactly this one message.
             let _ = report.send(Err(error));
             return;
         }
     };
-    let _ = report.send(Ok(()));
-    executor.block_on(serve(&queue));
+    executor.block_on(async {
+        let begun = fetch_all(&queue).await;
+        let is_served = begun.is_ok();
+        let _ = report.send(begun);
+        if is_served {
+            until_over(&queue).await;
+        }
+    });
     // The kernel gets back what the tasks have fetched when the ring goes, and that needs the
     // queue's file until then.
     drop(executor);
     tracing::debug!(number = number.0, "the ublk device is served no more");
 }
 
-/// Returns when no task is left, or when a stop was asked for and no request is carried out.
-async fn serve<D: Device>(queue: &Rc<Queue<D>>) {
+/// Fetches for all places of the queue, and only then maps what the kernel describes requests in.
+/// The other way round, a process that is killed in between leaves a device that nobody can take
+/// over: the kernel lets only the first process map it, and forgets which that was only for a
+/// queue that was fetched for.
+async fn fetch_all<D: Device>(queue: &Rc<Queue<D>>) -> io::Result<()> {
     for tag in 0..REQUESTS_MAX {
         spawn(serve_slot(Rc::clone(queue), tag));
     }
+    // Over when the kernel has got everything that was queued with it.
+    sleep(Duration::ZERO).await;
+    let mapped = Descriptors::map(&queue.file)?;
+    assert!(queue.descriptors.set(mapped).is_ok(), "mapped once");
+    Ok(())
+}
+
+/// Returns when no task is left, or when a stop was asked for and no request is carried out.
+async fn until_over<D: Device>(queue: &Queue<D>) {
     loop {
         let changed = queue.stop.event.wait();
         let is_over = queue.open.get() == 0 || (queue.stop.is_asked() && queue.busy.get() == 0);
@@ -179,7 +197,8 @@ async fn serve_slot<D: Device>(queue: Rc<Queue<D>>, tag: u16) {
 struct Queue<D> {
     device: Arc<D>,
     file: File,
-    descriptors: Descriptors,
+    /// There when the first request is.
+    descriptors: OnceCell<Descriptors>,
     read_buffers: BufferPool,
     stop: Arc<Stop>,
     /// Tasks that have not ended.
@@ -195,11 +214,10 @@ impl<D: Device> Queue<D> {
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(|error| {
             io::Error::new(error.kind(), format!("can't open {}: {error}", path.display()))
         })?;
-        let descriptors = Descriptors::map(&file)?;
         Ok(Self {
             device,
             file,
-            descriptors,
+            descriptors: OnceCell::new(),
             read_buffers: BufferPool::new(READ_PIECES_MAX, READ_PIECE_BYTES),
             stop,
             open: Cell::new(REQUESTS_MAX),
@@ -210,7 +228,8 @@ impl<D: Device> Queue<D> {
 
     /// Carries out the request that the kernel has put there; the result for the driver.
     async fn carry_out(&self, tag: u16) -> i32 {
-        let request = match Request::decode(&self.descriptors.get(tag)) {
+        let descriptors = self.descriptors.get().expect("the kernel asks after it was mapped");
+        let request = match Request::decode(&descriptors.get(tag)) {
             Ok(request) => request,
             Err(errno) => return -errno,
         };
