@@ -80,15 +80,16 @@ impl<S: Store> IntentLog<S> {
     /// Does not write: whoever needs a bit next writes the page, or [`IntentLog::run`].
     pub async fn sweep(&self, volume: &impl Swept, before: Marks) -> Marks {
         if volume.released().is_some_and(|released| released >= before.newest) {
-            let unflushed = planted::is(Bug::ClearedWithoutFlush);
-            let flushed = if unflushed { self.map.epochs().of_change() } else { before.flushed };
-            let until = ClearUntil { epoch: flushed };
+            let until = ClearUntil { epoch: before.flushed };
             let cleared = self.map.clear(until);
             // Relaxed: a figure for people.
             self.counters.cleared.fetch_add(cleared, Ordering::Relaxed);
         }
         if self.map.unflushed().next().is_none() {
             return Marks { flushed: self.map.epochs().good(), newest: volume.newest() };
+        }
+        if planted::is(Bug::ClearedWithoutFlush) {
+            return Marks { flushed: self.map.epochs().of_change(), newest: volume.newest() };
         }
         let epoch = self.map.flush_begins();
         let marks = Marks { flushed: epoch, newest: volume.newest() };

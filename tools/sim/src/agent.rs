@@ -87,6 +87,8 @@ pub(crate) struct AgentMachine {
     ring_slots: u32,
     /// The disk was changed while there was no process, and its mark says so.
     is_changed: Cell<bool>,
+    /// Its size when a process looked last.
+    size_bytes: Cell<usize>,
     pub(crate) status: Cell<Status>,
     pub(crate) process: RefCell<Option<Process>>,
 }
@@ -101,6 +103,7 @@ impl AgentMachine {
             boot: Cell::new(1),
             ring_slots,
             is_changed: Cell::new(false),
+            size_bytes: Cell::new(0),
             status,
             process: RefCell::default(),
         }
@@ -178,8 +181,15 @@ impl AgentMachine {
     }
 
     /// What the disk's mark tells the next process, as `look_at_backing` does.
-    fn look(&self, restart: Restart) -> Option<Change> {
-        let is_changed = self.is_changed.take();
+    fn look(&self, restart: Restart, is: usize) -> Option<Change> {
+        let (is_changed, was) = (self.is_changed.take(), self.size_bytes.replace(is));
+        if restart != Restart::First && was != is {
+            return Some(Change::Resized {
+                was: was as u64,
+                is: is as u64,
+                only_size: !is_changed,
+            });
+        }
         (is_changed && restart != Restart::First)
             .then_some(Change::Doubt("an older image was put on it"))
     }
@@ -214,8 +224,8 @@ async fn open(world: &Rc<World>) -> anyhow::Result<()> {
     };
     let clock: Arc<dyn Clock> = world.agent_clock.clone();
     let store = SimStore(Arc::clone(&world.disk));
-    let (volume, started) =
-        open_on(store, &left, &clock, |_, restart| Ok(machine.look(restart))).await?;
+    let look = |_: &Ring, restart| Ok(machine.look(restart, world.disk.size_bytes()));
+    let (volume, started) = open_on(store, &left, &clock, look).await?;
     let volume = Arc::new(volume);
     world.trace.say(|| format!("agent: {started}"));
     let process = Process {
@@ -235,6 +245,9 @@ async fn open(world: &Rc<World>) -> anyhow::Result<()> {
     let (mended, theirs) = (Arc::clone(&volume), Rc::clone(world));
     let mender = async move { mend_log(&theirs, &mended).await };
     world.executor.spawn(Group::Agent, Step::Sweep, mender);
+    let (resized, theirs) = (Arc::clone(&volume), Rc::clone(world));
+    let watcher = async move { watch_size(&theirs, &resized).await };
+    world.executor.spawn(Group::Agent, Step::Sweep, watcher);
     let facts = VolumeFacts { id: VOLUME, block_bytes: world.disk.spec().unit_bytes };
     let capture = Arc::clone(volume.capture());
     let parts = ShipperParts { facts, capture, state, agent: AGENT, clock, random };
@@ -254,6 +267,19 @@ async fn open(world: &Rc<World>) -> anyhow::Result<()> {
     world.trace.say(|| format!("agent: serves ({:?})", volume.capture().phases().phase()));
     guest::start(world, &volume);
     Ok(())
+}
+
+/// Looks every second whether the disk has another size, as the daemon does.
+async fn watch_size(world: &World, volume: &Volume<SimStore>) {
+    loop {
+        world.time.sleep(Duration::from_secs(1)).await;
+        if matches!(volume.has_other_size(), Ok(Some(_)))
+            && let Ok(Some(resized)) = volume.resize().await
+        {
+            world.agent.size_bytes.set(usize::try_from(resized.new_bytes).unwrap_or(0));
+            world.trace.say(|| format!("agent: {resized:?}"));
+        }
+    }
 }
 
 /// Tries another file every minute while the write-intent log can't be written, as the daemon does.

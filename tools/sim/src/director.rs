@@ -19,18 +19,23 @@ use tidemark_wire::instruct::{Instruct, InstructKind};
 use crate::agent::Status;
 use crate::collector;
 use crate::figures::{Fault, Step};
+use crate::model::ZONE_BYTES;
 use crate::world::World;
 
 /// Polls after which a fault strikes anywhere, its step not having come.
 const PATIENCE: u64 = 400;
 /// The same once the guest has nothing more to do.
-const PATIENCE_IDLE: u64 = 40;
+const PATIENCE_IDLE: u64 = 60;
+/// Polls after which a step is brought about that has not come.
+const PROVOKE_AFTER: u64 = 20;
 /// Longest time until everything is quiet, once nothing goes wrong any more.
 const QUIET_MAX: Duration = Duration::from_secs(600);
 /// How long everything has to stay quiet.
 const QUIET: Duration = Duration::from_millis(200);
 
 struct Planned {
+    /// Its step was brought about.
+    is_provoked: bool,
     fault: Fault,
     step: Step,
     /// It is armed when the guest has no more than this many operations before it.
@@ -85,6 +90,7 @@ impl Director {
             &[Fault::CollectorPower, Fault::JournalCall, Fault::JournalFull, Fault::AgentKill],
         ]);
         let planned = (0..count).map(|index| Planned {
+            is_provoked: false,
             fault: random.pick(if random.chance(70) { favourites } else { Fault::ALL }),
             step: random.pick(Step::ALL),
             armed_at: left - left * index / count,
@@ -97,7 +103,7 @@ impl Director {
             stage: Stage::Running,
             next_bookmark: Duration::from_millis(random.below(400)),
             next_resume: Duration::ZERO,
-            snapshot: random.chance(70).then(|| world.disk.image()),
+            snapshot: Some(world.disk.image()),
             points: Cell::new(0),
             crash: None,
         }
@@ -114,13 +120,25 @@ impl Director {
             self.collector_crashed(world);
         }
         let Some(next) = self.planned.front_mut() else { return };
-        if world.guest.left() > next.armed_at {
-            return;
+        match world.guest.lull_left(world.time.now()) {
+            // At the end of a long pause little of what may be lost is known to differ.
+            Some(left) if next.fault == Fault::AgentPower => {
+                if left > Duration::from_secs(2) {
+                    return;
+                }
+            }
+            _ if world.guest.left() > next.armed_at => return,
+            _ => {}
         }
         self.waited += 1;
+        if self.waited > PROVOKE_AFTER && !std::mem::replace(&mut next.is_provoked, true) {
+            let wanted = next.step;
+            return self.provoke(world, wanted, step);
+        }
         let patience = if world.guest.left() > 0 { PATIENCE } else { PATIENCE_IDLE };
         if next.step == step || self.waited > patience {
-            if next.skip > 0 && self.waited <= patience {
+            let is_rare = provocation(next.step).is_some();
+            if next.skip > 0 && !is_rare && self.waited <= patience {
                 next.skip -= 1;
                 return;
             }
@@ -133,6 +151,13 @@ impl Director {
                 next_fault(world, self.planned.front_mut());
                 self.waited = 0;
             }
+        }
+    }
+
+    /// Brings about a step that seldom comes by itself.
+    fn provoke(&mut self, world: &Rc<World>, wanted: Step, step: Step) {
+        if let Some(fault) = provocation(wanted) {
+            self.strike(world, fault, step);
         }
     }
 
@@ -234,6 +259,16 @@ impl Director {
         live.port.bookmark(Bookmark { id, kind: PointKind::Crash, label, reason })
     }
 
+    /// Kills the agent and puts an older image on its disk.
+    fn put_back(&mut self, world: &Rc<World>) -> bool {
+        let Some(image) = self.snapshot.take() else {
+            self.snapshot = Some(world.disk.image());
+            return false;
+        };
+        let is_down = matches!(world.agent.status.get(), Status::Down { .. });
+        (is_down || strike_agent(world, Fault::AgentKill)) && world.agent.put_back(world, &image)
+    }
+
     /// Does it; false when there is nothing that it could be done to.
     fn strike(&mut self, world: &Rc<World>, fault: Fault, step: Step) -> bool {
         let done = match fault {
@@ -274,13 +309,7 @@ impl Director {
                 world.collector.storage.borrow().fail_after(calls, CallFault::Once);
                 true
             }
-            Fault::BackingPutBack => {
-                if self.snapshot.is_none() {
-                    self.snapshot = Some(world.disk.image());
-                }
-                let image = self.snapshot.as_ref();
-                image.is_some_and(|image| world.agent.put_back(world, image))
-            }
+            Fault::BackingPutBack => self.put_back(world),
             Fault::LogFails => {
                 world.agent.log.fail(world.random.between(1, 3));
                 true
@@ -289,6 +318,7 @@ impl Director {
             | Fault::BackingRead
             | Fault::BackingSync
             | Fault::BackingSpoilt
+            | Fault::BackingResized
             | Fault::ClockJump => {
                 strike_machine(world, fault);
                 true
@@ -330,6 +360,18 @@ impl Director {
         world.trace.say(|| format!("{} within a call", fault.text()));
         end_collector(world, fault);
     }
+}
+
+/// What makes a step come that seldom does.
+fn provocation(step: Step) -> Option<Fault> {
+    Some(match step {
+        Step::Open => Fault::AgentKill,
+        Step::Stop => Fault::AgentStop,
+        Step::Greet => Fault::NetworkCut,
+        Step::Recover => Fault::CollectorKill,
+        Step::Compare => Fault::Compare,
+        _ => return None,
+    })
 }
 
 fn next_fault(world: &World, planned: Option<&mut Planned>) {
@@ -391,6 +433,12 @@ fn strike_machine(world: &World, fault: Fault) {
             let at = zones[random.place(zones.len())] + 4096 * random.place(4);
             disk.spoil(ByteRange::new(at as u64, 4096).expect("a page of the disk"));
         }
+        Fault::BackingResized => {
+            // The zones stay: the model follows no sector that comes and goes.
+            let last = world.model.zones().into_iter().max().unwrap_or(0) + ZONE_BYTES;
+            let pages = last as u64 / 4096 + random.between(16, 2_000);
+            disk.resize(usize::try_from(pages * 4096).expect("a small disk"));
+        }
         Fault::BackingSync => disk.fail_syncs(random.between(1, 2)),
         _ => {
             let hours = i64::try_from(random.below(20)).unwrap_or(0) - 10;
@@ -411,7 +459,10 @@ fn is_quiet(world: &World) -> bool {
     let process = world.agent.process.borrow();
     let is_whole = world.agent.status.get() == Status::Up
         && world.guest.in_flight() == 0
-        && process.as_ref().is_some_and(|process| process.is_whole());
+        && process.as_ref().is_some_and(|process| {
+            let size = world.disk.size_bytes() as u64;
+            process.is_whole() && process.volume.size_bytes() == size
+        });
     is_whole
         && world.collector.held().is_some_and(|held| {
             held.reader.span_open().is_none()

@@ -26,6 +26,7 @@ static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 /// How a disk behaves for all of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DiskSpec {
+    /// Its size at first.
     pub(crate) size_bytes: usize,
     /// Unit of its reads and writes.
     pub(crate) unit_bytes: u32,
@@ -53,6 +54,8 @@ struct State {
     /// Can't be read before it is written.
     bad: Vec<ByteRange>,
     failures: u64,
+    /// Times that its size has changed.
+    resizes: u64,
 }
 
 /// See the module's documentation. It outlives the agent.
@@ -130,6 +133,7 @@ impl Disk {
             failing_syncs: 0,
             bad: Vec::new(),
             failures: 0,
+            resizes: 0,
         };
         Arc::new(Self { spec, state: Mutex::new(state), model, time, random })
     }
@@ -149,6 +153,28 @@ impl Disk {
         state.durable.write(at, bytes);
     }
 
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.lock().live.len()
+    }
+
+    /// Times that its size has changed.
+    pub(crate) fn resizes(&self) -> u64 {
+        self.lock().resizes
+    }
+
+    /// Gives it another size at once; what was behind the end is gone for good.
+    pub(crate) fn resize(&self, size_bytes: usize) {
+        let mut state = self.lock();
+        state.live.resize(size_bytes);
+        state.durable.resize(size_bytes);
+        let unsynced = std::mem::take(&mut state.unsynced);
+        let rest = |(id, change): (u64, Change)| {
+            change.without(size_bytes, usize::MAX).map(move |change| (id, change))
+        };
+        state.unsynced = unsynced.into_iter().flat_map(rest).collect();
+        state.resizes += 1;
+    }
+
     /// What reads see.
     pub(crate) fn image(&self) -> Pages {
         self.lock().live.clone()
@@ -157,6 +183,7 @@ impl Disk {
     /// Puts another image in place of what is there, durably.
     pub(crate) fn put_back(&self, image: &Pages) {
         let mut state = self.lock();
+        state.resizes += u64::from(image.len() != state.live.len());
         state.live = image.clone();
         state.durable = image.clone();
         state.unsynced.clear();
@@ -226,7 +253,9 @@ impl Disk {
 
     /// Puts runs of a change on the disk.
     fn land(&self, change: &Change, runs: &[(usize, usize)]) {
-        for (from, to) in runs.iter().copied() {
+        let end = self.size_bytes();
+        let inside = runs.iter().map(|(from, to)| (*from, (*to).min(end)));
+        for (from, to) in inside.filter(|(from, to)| from < to) {
             {
                 let mut state = self.lock();
                 change.apply(&mut state.live, from, to);
@@ -270,6 +299,12 @@ impl Disk {
             return Err(io::Error::from_raw_os_error(EIO));
         }
         self.land(&change, &[whole(&change)]);
+        let mut state = self.lock();
+        if whole(&change).1 > state.live.len() {
+            state.failures += 1;
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
+        drop(state);
         if durability == Durability::Stable {
             let (from, to) = whole(&change);
             let mut state = self.lock();
@@ -313,7 +348,8 @@ impl Disk {
         let mut state = self.lock();
         let is_bad =
             state.bad.iter().any(|bad| range.is_some_and(|range| bad.intersect(range).is_some()));
-        if fails || is_bad {
+        let is_behind = range.is_none_or(|range| place(range.end()) > state.live.len());
+        if fails || is_bad || is_behind {
             state.failures += u64::from(!fails);
             return Err(io::Error::from_raw_os_error(EIO));
         }
@@ -360,12 +396,16 @@ impl Store for SimStore {
     fn geometry(&self) -> StoreGeometry {
         let spec = self.0.spec;
         StoreGeometry {
-            size_bytes: spec.size_bytes as u64,
+            size_bytes: self.0.size_bytes() as u64,
             io_align_bytes: spec.unit_bytes,
             mem_align_bytes: spec.unit_bytes,
             discard: spec.can_punch,
             read_only: false,
         }
+    }
+
+    fn size_now(&self) -> io::Result<u64> {
+        Ok(self.0.size_bytes() as u64)
     }
 
     async fn read_at(&self, mut buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {

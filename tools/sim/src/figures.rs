@@ -67,6 +67,7 @@ kinds! {
         BackingSync = "backing flush",
         BackingSpoilt = "backing unreadable",
         BackingPutBack = "backing put back",
+        BackingResized = "backing resized",
         LogFails = "log of intents",
         JournalCall = "journal's disk",
         JournalFull = "journal full",

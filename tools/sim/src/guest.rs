@@ -67,6 +67,11 @@ impl Guest {
         world.time.sleep_until(self.lull_until.get()).await;
     }
 
+    /// How long the guest still does nothing at `now`, when it pauses.
+    pub(crate) fn lull_left(&self, now: Duration) -> Option<Duration> {
+        self.lull_until.get().checked_sub(now).filter(|left| !left.is_zero())
+    }
+
     /// Lets nobody begin anything on this process of the agent.
     pub(crate) fn stop(&self) {
         self.is_stopped.set(true);
@@ -102,7 +107,8 @@ async fn run(world: &World, volume: &Volume<SimStore>) {
         guest.left.set(guest.left.get() - 1);
         guest.in_flight.set(guest.in_flight.get() + 1);
         world.figures.borrow_mut().operations += 1;
-        let (begun, failures) = (world.time.now(), world.disk.failures());
+        let begun = world.time.now();
+        let (failures, resizes) = (world.disk.failures(), world.disk.resizes());
         let (what, result) = operate(world, volume).await;
         guest.in_flight.set(guest.in_flight.get() - 1);
         if world.time.now() > begun + WAIT_MAX {
@@ -110,7 +116,7 @@ async fn run(world: &World, volume: &Volume<SimStore>) {
             world.breaks(format!("the guest's {what} took {} s", waited.as_secs()));
         }
         match result {
-            Err(error) if world.disk.failures() == failures => {
+            Err(error) if world.disk.failures() == failures && world.disk.resizes() == resizes => {
                 world.breaks(format!("the guest's {what} failed, the disk has not: {error}"));
             }
             _ => {}
@@ -141,8 +147,9 @@ async fn operate(
 }
 
 /// A range in or across a zone; `large` ones may be as large as the disk.
-fn range(world: &World, allow_large: bool) -> (usize, usize) {
-    let (random, size) = (&world.random, world.disk.spec().size_bytes);
+fn range(world: &World, volume: &Volume<SimStore>, allow_large: bool) -> (usize, usize) {
+    let size = usize::try_from(volume.size_bytes()).expect("a small disk");
+    let (random, size) = (&world.random, size.min(world.disk.size_bytes()));
     if allow_large && random.chance(6) {
         return if random.chance(50) { (0, size) } else { (random.place(size / 2), size / 3) };
     }
@@ -163,7 +170,7 @@ fn durability(world: &World) -> Durability {
 }
 
 async fn write(world: &World, volume: &Volume<SimStore>) -> Result<(), DeviceError> {
-    let (start, len) = range(world, false);
+    let (start, len) = range(world, volume, false);
     let mut bytes = vec![0; len];
     world.random.fill(&mut bytes);
     if world.random.chance(20) {
@@ -204,7 +211,7 @@ async fn write_bytes(
 
 async fn zero(world: &World, volume: &Volume<SimStore>, is_trim: bool) -> Result<(), DeviceError> {
     world.executor.at(Step::Zero);
-    let (start, len) = range(world, true);
+    let (start, len) = range(world, volume, true);
     let (range, durability) = (byte_range(start, len), durability(world));
     let id = world.model.begin(start, What::Zero(len));
     world.trace.say(|| format!("guest: zero {id} of {len} at {start}, trim: {is_trim}"));
@@ -223,7 +230,7 @@ async fn zero(world: &World, volume: &Volume<SimStore>, is_trim: bool) -> Result
 }
 
 async fn read(world: &World, volume: &Volume<SimStore>) -> Result<(), DeviceError> {
-    let (start, len) = range(world, false);
+    let (start, len) = range(world, volume, false);
     let chunk = tidemark_block::Chunk::zeroed(len);
     volume.read(start as u64, chunk).await.map(|_| ())
 }
