@@ -16,7 +16,8 @@ use super::incoming::StreamError;
 use super::stream::say;
 use crate::capture::verification::VerifyWish;
 
-/// How often the collector is told figures that change all the time.
+/// How often the collector is told figures that change all the time, and how the stream stands also
+/// when nothing has changed: that tells an agent that is there from a connection that is dead.
 const FIGURES_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the collector is told how the stream stands when that is as before: while it is not

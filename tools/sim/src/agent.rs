@@ -14,6 +14,7 @@ use tidemark_agent::backing_mark::Change;
 use tidemark_agent::capture::phase::Phase;
 use tidemark_agent::clock::Clock;
 use tidemark_agent::copy;
+use tidemark_agent::daemon::numbers::Numbers;
 use tidemark_agent::daemon::open::{Left, RingPlace, begun, new_state, open_on};
 use tidemark_agent::daemon::restart::Restart;
 use tidemark_agent::daemon::running::{is_late, keep_clean};
@@ -21,10 +22,10 @@ use tidemark_agent::intent_log::file::IntentFile;
 use tidemark_agent::random::Random;
 use tidemark_agent::ring::{Ring, RingSpec};
 use tidemark_agent::shipper::{Drained, Orders, ShipperParts, VolumeFacts};
-use tidemark_agent::state::{KeptState, StateFile};
+use tidemark_agent::state::{KeptState, SEQ_RESERVATION, StateFile};
 use tidemark_agent::volume::{Volume, upkeep};
 use tidemark_collector::storage::pages::Pages;
-use tidemark_wire::{AgentId, VolumeId};
+use tidemark_wire::{AgentId, AgentRun, Seq, VolumeId};
 
 use crate::disk::SimStore;
 use crate::executor::Group;
@@ -37,11 +38,19 @@ use crate::world::World;
 
 pub(crate) const VOLUME: VolumeId = VolumeId::from_bytes([7; 16]);
 pub(crate) const NAME: &str = "data";
+const STATE_FILE: &str = "data.volume.json";
 const AGENT: AgentId = AgentId::from_bytes([1; 16]);
 /// How long a stop waits for the collector, as the daemon's does.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// When another file is tried for a write-intent log that failed.
 const LOG_AGAIN: Duration = Duration::from_secs(60);
+
+/// See [`AgentMachine::snapshot`].
+pub(crate) struct Snapshot {
+    disk: Pages,
+    log: Pages,
+    state: Vec<u8>,
+}
 
 /// What the machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +189,24 @@ impl AgentMachine {
         true
     }
 
+    /// A copy of everything that the machine keeps; none before its first start.
+    pub(crate) fn snapshot(&self, world: &World) -> Option<Snapshot> {
+        let state = std::fs::read(self.dir.join(STATE_FILE)).ok()?;
+        let log = self.log.disk()?.image();
+        Some(Snapshot { disk: world.disk.image(), log, state })
+    }
+
+    /// The whole machine is put back to a snapshot of itself, and loses its power with that.
+    pub(crate) fn restore(&self, world: &World, snapshot: &Snapshot, restart_after: Duration) {
+        self.cut_power(world, restart_after);
+        world.disk.put_back(&snapshot.disk);
+        self.size_bytes.set(snapshot.disk.len());
+        if let Some(log) = self.log.disk() {
+            log.put_back(&snapshot.log);
+        }
+        std::fs::write(self.dir.join(STATE_FILE), &snapshot.state).expect("a file of ours");
+    }
+
     /// What the disk's mark tells the next process, as `look_at_backing` does.
     fn look(&self, restart: Restart, is: usize) -> Option<Change> {
         let (is_changed, was) = (self.is_changed.take(), self.size_bytes.replace(is));
@@ -250,7 +277,11 @@ async fn open(world: &Rc<World>) -> anyhow::Result<()> {
     world.executor.spawn(Group::Agent, Step::Sweep, watcher);
     let facts = VolumeFacts { id: VOLUME, block_bytes: world.disk.spec().unit_bytes };
     let capture = Arc::clone(volume.capture());
-    let parts = ShipperParts { facts, capture, state, agent: AGENT, clock, random };
+    let (kept, keeper) = (process.clone(), Rc::clone(world));
+    let keeper = async move { keep_numbers(&keeper, &kept).await };
+    world.executor.spawn(Group::Agent, Step::Sweep, keeper);
+    let (run, first) = (AgentRun::from_random(random.bytes()), first_of(&state));
+    let parts = ShipperParts { facts, capture, state, agent: AGENT, run, first, clock, random };
     let shipping = Shipping {
         parts,
         executor: Rc::clone(&world.executor),
@@ -267,6 +298,21 @@ async fn open(world: &Rc<World>) -> anyhow::Result<()> {
     world.trace.say(|| format!("agent: serves ({:?})", volume.capture().phases().phase()));
     guest::start(world, &volume);
     Ok(())
+}
+
+/// The first number of a process that has just reserved some.
+fn first_of(state: &KeptState) -> Seq {
+    Seq(state.get().reserved_until.0 - SEQ_RESERVATION)
+}
+
+/// Reserves numbers ahead, as the daemon does.
+async fn keep_numbers(world: &World, process: &Process) {
+    let ring = process.volume.capture().ring();
+    let mut numbers = Numbers::new(ring, world.time.now());
+    loop {
+        world.time.sleep(Duration::from_secs(1)).await;
+        numbers.keep(NAME, &process.state, ring, world.time.now());
+    }
 }
 
 /// Looks every second whether the disk has another size, as the daemon does.

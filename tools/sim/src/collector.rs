@@ -162,6 +162,13 @@ impl CollectorMachine {
         self.end(world, left, restart_after);
     }
 
+    /// Somebody puts an older copy of the disk in its place.
+    pub(crate) fn put_back(&self, world: &World, copy: &MemoryStorage, restart_after: Duration) {
+        self.end(world, copy.after_kill(), restart_after);
+        self.witness.put_back();
+        self.has_offered.set(false);
+    }
+
     fn end(&self, world: &World, left: MemoryStorage, restart_after: Duration) {
         // Before the tasks go: what they would still say is not said.
         let muted = Rc::clone(&world.collector_is_dead);
@@ -213,6 +220,8 @@ impl CollectorMachine {
                     policy: Overrides::default(),
                     retired: None,
                     seeded: false,
+                    heard: Epoch(0),
+                    compare_next: false,
                 };
                 storage.create_dir(&dir).map_err(|error| error.to_string())?;
                 manifest.store(&storage, &dir).map_err(|error| error.to_string())?;

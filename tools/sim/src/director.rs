@@ -10,13 +10,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tidemark_block::ByteRange;
-use tidemark_collector::storage::Fault as CallFault;
 use tidemark_collector::storage::pages::Pages;
+use tidemark_collector::storage::{Fault as CallFault, MemoryStorage};
 use tidemark_wire::PointId;
 use tidemark_wire::body::{Bookmark, PointKind};
 use tidemark_wire::instruct::{Instruct, InstructKind};
 
-use crate::agent::Status;
+use crate::agent::{Snapshot, Status};
 use crate::collector;
 use crate::figures::{Fault, Step};
 use crate::model::ZONE_BYTES;
@@ -71,6 +71,9 @@ pub(crate) struct Director {
     next_resume: Duration,
     /// An image of the disk from before.
     snapshot: Option<Pages>,
+    /// What the machines were before.
+    machine: Option<Snapshot>,
+    journal: Option<MemoryStorage>,
     points: Cell<u64>,
     /// What is done at the collector within a call: a kill or a power cut.
     crash: Option<(Fault, Step)>,
@@ -104,6 +107,8 @@ impl Director {
             next_bookmark: Duration::from_millis(random.below(400)),
             next_resume: Duration::ZERO,
             snapshot: Some(world.disk.image()),
+            machine: None,
+            journal: None,
             points: Cell::new(0),
             crash: None,
         }
@@ -259,6 +264,33 @@ impl Director {
         live.port.bookmark(Bookmark { id, kind: PointKind::Crash, label, reason })
     }
 
+    /// Puts the protected machine back to a snapshot, or takes one.
+    fn restore(&mut self, world: &Rc<World>) -> bool {
+        let Some(snapshot) = self.machine.take() else {
+            self.machine = world.agent.snapshot(world);
+            return false;
+        };
+        let rest = Duration::from_millis(world.random.below(3_000));
+        world.agent.restore(world, &snapshot, rest);
+        world.wake_at(rest);
+        true
+    }
+
+    /// Puts the collector's disk back to a copy, or takes one.
+    fn put_journal_back(&mut self, world: &Rc<World>) -> bool {
+        if self.crash.is_some() || world.collector.status.get() != collector::Status::Up {
+            return false;
+        }
+        let Some(copy) = self.journal.take() else {
+            self.journal = Some(world.collector.storage.borrow().after_kill());
+            return false;
+        };
+        let rest = Duration::from_millis(world.random.below(3_000));
+        world.collector.put_back(world, &copy, rest);
+        world.wake_at(rest);
+        true
+    }
+
     /// Kills the agent and puts an older image on its disk.
     fn put_back(&mut self, world: &Rc<World>) -> bool {
         let Some(image) = self.snapshot.take() else {
@@ -273,6 +305,8 @@ impl Director {
     fn strike(&mut self, world: &Rc<World>, fault: Fault, step: Step) -> bool {
         let done = match fault {
             Fault::AgentKill | Fault::AgentPower | Fault::AgentStop => strike_agent(world, fault),
+            Fault::AgentPutBack => self.restore(world),
+            Fault::CollectorPutBack => self.put_journal_back(world),
             Fault::CollectorKill
             | Fault::CollectorPower
             | Fault::CollectorStop

@@ -57,6 +57,8 @@ kinds! {
         CollectorKill = "collector killed",
         CollectorPower = "collector's power",
         CollectorStop = "collector stopped",
+        AgentPutBack = "machine put back",
+        CollectorPutBack = "journal put back",
         CollectorAway = "collector away",
         NetworkCut = "connection cut",
         NetworkDown = "network down",

@@ -76,7 +76,10 @@ impl Driver {
         if self.link.is_readable() {
             let now = self.world.time.now();
             match read_frame(&mut &self.link) {
-                Ok(Ok((header, kind, body))) => self.session.frame(now, &header, kind, body, out),
+                Ok(Ok((header, kind, body))) => {
+                    self.port.inbox.heard(now);
+                    self.session.frame(now, &header, kind, body, out);
+                }
                 Ok(Err(error)) => self.session.broken(&error, out),
                 Err(error) => self.session.lost(error.to_string(), out),
             }
@@ -109,7 +112,8 @@ impl Driver {
                 match self.world.collector.get_or_register(&self.world, &hello) {
                     Ok((volume, queue)) => {
                         let port: Arc<dyn SessionPort> = self.port.clone();
-                        let opening = Opening { hello: *hello, peer: "the agent".into(), port };
+                        let (now, peer) = (self.world.time.now(), "the agent".to_owned());
+                        let opening = Opening { hello: *hello, peer, now, port };
                         queue.send(Command::Open(Box::new(opening)));
                         self.volume = Some((volume, queue));
                     }
@@ -133,9 +137,10 @@ impl Driver {
                     volume.set_progress(progress);
                 }
             }
-            Action::Standing(standing) => {
-                if let Some((volume, _)) = &self.volume {
+            Action::Standing { epoch, standing } => {
+                if let Some((volume, queue)) = &self.volume {
                     volume.set_standing(standing);
+                    queue.send(Command::Standing { epoch, standing });
                 }
             }
             Action::Obeyed(id) => {

@@ -7,9 +7,8 @@ use std::time::Duration;
 use tidemark_agent::ring::Consumer;
 use tidemark_agent::shipper::incoming::{StreamError, greet, receive_event, receive_welcome};
 use tidemark_agent::shipper::pauses::{Next, Pauses};
-use tidemark_agent::shipper::stream::{Session, Wait, hello};
+use tidemark_agent::shipper::stream::{Past, Session, Wait, hello};
 use tidemark_agent::shipper::{Drained, Orders, ShipperParts};
-use tidemark_wire::Seq;
 
 use crate::executor::{Executor, first_of};
 use crate::figures::Step;
@@ -35,12 +34,12 @@ pub(crate) async fn run(shipping: Shipping) -> Drained {
     let parts = &shipping.parts;
     let mut consumer = parts.capture.ring().consumer().expect("a ring has one shipper");
     let mut pauses = Pauses::new("the collector".into());
-    let mut sent = None;
+    let mut past = Past::new(parts);
     loop {
         match pauses.next(parts, &mut consumer, shipping.orders.get()) {
             Next::Done(drained) => return drained,
             Next::Rest(left) => shipping.executor.time.sleep(left.min(LOOK_EVERY)).await,
-            Next::Dial => match shipping.serve(&mut consumer, &mut sent).await {
+            Next::Dial => match shipping.serve(&mut consumer, &mut past).await {
                 Ok(drained) => return drained,
                 Err(error) => {
                     shipping.trace.say(|| format!("agent: session ends: {error}"));
@@ -55,12 +54,12 @@ impl Shipping {
     async fn serve(
         &self,
         consumer: &mut Consumer,
-        sent: &mut Option<Seq>,
+        past: &mut Past,
     ) -> Result<Drained, StreamError> {
         self.executor.at(Step::Greet);
         let link = self.network.dial().await.map_err(StreamError::Dial)?;
         self.executor.at(Step::Greet);
-        let hello = hello(&self.parts);
+        let hello = hello(&self.parts, past);
         greet(&hello, &mut &link)?;
         first_of(link.readable(), self.executor.time.sleep(SILENCE_MAX)).await;
         self.executor.at(Step::Greet);
@@ -71,7 +70,7 @@ impl Shipping {
                 welcome.epoch, welcome.durable, welcome.span_open
             )
         });
-        let mut session = Session::open(&self.parts, consumer, sent, &hello, &welcome)?;
+        let mut session = Session::open(&self.parts, consumer, past, &hello, &welcome)?;
         let ended = self.drive(&mut session, consumer, &link).await;
         ended.map_err(|error| session.ended(error))
     }

@@ -85,6 +85,14 @@ impl Witness {
         lost.map(|(seq, _)| *seq).next()
     }
 
+    /// The collector's disk is an older one from here on: what it had acknowledged and listed since
+    /// is gone with the newer.
+    pub(crate) fn put_back(&self) {
+        let mut seen = self.lock();
+        seen.acknowledged = Seq(0);
+        seen.listed.clear();
+    }
+
     /// What was reported since the last call.
     pub(crate) fn take_events(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().events)
@@ -132,6 +140,10 @@ impl Port {
 }
 
 impl SessionPort for Port {
+    fn heard_at(&self) -> std::time::Duration {
+        self.inbox.heard_at()
+    }
+
     fn opened(&self, answer: Result<Welcome, Refuse>) {
         self.inbox.opened(answer);
         self.rung.notify_all();
