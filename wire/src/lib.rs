@@ -19,6 +19,7 @@ pub mod frame;
 pub mod id;
 pub mod instruct;
 pub mod limits;
+pub mod planted;
 pub mod record;
 pub mod session;
 

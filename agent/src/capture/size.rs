@@ -59,13 +59,16 @@ impl Capture {
     /// of it: true when it does. Else a copy has to begin with the record, and the caller, who
     /// knows what it has to look at, marks that and loses the capture ([`Capture::lose`]).
     pub fn resize(&self, size_bytes: u64, is_known: bool) -> bool {
-        self.phases.held(|phase| {
+        let is_recorded = self.phases.held(|phase| {
             let old = self.sizes.volume.swap(size_bytes, Ordering::Relaxed);
             self.intent.resize(size_bytes);
             let fits = [UNKNOWN, old].contains(&self.sizes.stream());
             let is_whole = phase.is_whole() && self.is_on() && fits;
             is_known && is_whole && self.stamp_resize(old, size_bytes).is_some()
-        })
+        });
+        // Who asks about what is not there any more gives up.
+        self.desk.look_again();
+        is_recorded
     }
 
     /// Puts the volume's size in the stream where that has reached another one. A copy does so

@@ -82,6 +82,8 @@ struct Verification<'a, S, T> {
     wish: VerifyWish,
     /// The stream as it was found whole; `None` when it was not.
     round: Option<CopyRound>,
+    /// Size of the volume at the begin.
+    size_bytes: u64,
     /// Where the next lane goes on.
     next: Cell<u64>,
     /// First bytes of what the lanes have in hand.
@@ -98,14 +100,18 @@ impl<'a, S: Store, T: Timer> Verification<'a, S, T> {
             hasher: Hasher::new(volume, timer),
             wish,
             round: volume.capture().whole_round(),
+            size_bytes: volume.size_bytes(),
             next: Cell::new(from),
             in_hand: RefCell::default(),
             found: RefCell::default(),
         }
     }
 
+    /// Also that it was not cut: the collector refuses a question about what is behind the end, and
+    /// with it the session, each time that it is asked.
     fn is_whole(&self) -> bool {
-        self.round.is_some() && self.volume.capture().whole_round() == self.round
+        let is_there = self.volume.size_bytes() >= self.size_bytes;
+        is_there && self.round.is_some() && self.volume.capture().whole_round() == self.round
     }
 
     fn is_current(&self) -> bool {
@@ -147,7 +153,7 @@ impl<'a, S: Store, T: Timer> Verification<'a, S, T> {
     /// Walks until nothing is left or nothing is wanted. What it had in hand then stays there, so
     /// that nobody takes it for compared.
     async fn lane(&self) {
-        let (size_bytes, capture) = (self.volume.size_bytes(), self.volume.capture());
+        let (size_bytes, capture) = (self.size_bytes, self.volume.capture());
         while let Some(nodes) = NodeRange::next(self.next.get(), size_bytes, LANE_NODES) {
             self.next.set(nodes.end_bytes());
             self.in_hand.borrow_mut().push(nodes.offset_bytes());

@@ -13,7 +13,7 @@ mod instance;
 mod log_files;
 mod memory;
 mod notify;
-mod numbers;
+pub mod numbers;
 pub mod open;
 mod owner;
 mod placement;

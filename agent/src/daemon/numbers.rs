@@ -18,7 +18,7 @@ use crate::state::{KeptState, SEQ_RESERVATION};
 const RESERVE_EVERY: Duration = Duration::from_secs(10);
 
 /// See the module's documentation.
-pub(super) struct Numbers {
+pub struct Numbers {
     /// When the next reservation is due.
     next: Duration,
     /// The ring's next number at the last reservation.
@@ -29,13 +29,14 @@ pub(super) struct Numbers {
 
 impl Numbers {
     /// Of a volume whose ring begins at a reservation that was just made.
-    pub(super) fn new(ring: &Ring, now: Duration) -> Self {
+    #[must_use]
+    pub fn new(ring: &Ring, now: Duration) -> Self {
         Self { next: now + RESERVE_EVERY, seen: ring.next_seq(), cannot: false }
     }
 
     /// Does what has to be done now and then. Where that fails, the numbers run out at some point,
     /// and the volume goes on without capture.
-    pub(super) fn keep(&mut self, volume: &str, state: &KeptState, ring: &Ring, now: Duration) {
+    pub fn keep(&mut self, volume: &str, state: &KeptState, ring: &Ring, now: Duration) {
         let (next, reserved) = (ring.next_seq(), state.get().reserved_until);
         let is_short = next.0 + SEQ_RESERVATION / 2 > reserved.0;
         let is_due = now >= self.next && next != self.seen;

@@ -15,6 +15,7 @@ use tidemark_block::ByteRange;
 use tidemark_block::engine::{Executor, ExecutorConfig};
 use tidemark_block::store::{OpenMode, Store, StoreError, UringStore};
 use tidemark_wire::body::GapReason;
+use tidemark_wire::planted::{self, Bug};
 use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 
 use super::holder;
@@ -167,6 +168,7 @@ pub async fn open_on<S: Store, L: LogFiles<Store = S>>(
     let Left { name, state, .. } = left;
     let now = state.get();
     let first = Seq(now.reserved_until.0 - SEQ_RESERVATION);
+    let first = if planted::is(Bug::NumberReused) { Seq(1) } else { first };
     let (ring, recovery) = open_ring(&left.ring, name, first, clock)?;
     let restart = Restart::of(left.was, recovery.is_some());
     let change = look(&ring, restart)?;
@@ -336,7 +338,7 @@ async fn recover<S: Store>(
     if restart == Restart::PowerCut || capture_was_off || !copied {
         map.doubt_marked();
     }
-    if restart == Restart::PowerCut {
+    if restart == Restart::PowerCut && !planted::is(Bug::LostRingTrusted) {
         // Also before a whole copy has reached the collector: nothing is captured before its
         // welcome has told the newest time that it holds.
         capture.lose(GapReason::RingLost);
@@ -348,7 +350,9 @@ async fn recover<S: Store>(
             _ => GapReason::OutsideChange,
         });
     } else if let Some(recovery) = &recovery {
-        volume.recover(&recovery.in_flight).await;
+        if !planted::is(Bug::InFlightForgotten) {
+            volume.recover(&recovery.in_flight).await;
+        }
     } else {
         capture.ring().turn_capture_on();
     }

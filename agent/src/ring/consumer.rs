@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidemark_wire::checksum::lead_bytes;
+use tidemark_wire::planted::{self, Bug};
 use tidemark_wire::{RecordHeader, RecordKind, Seq};
 use zerocopy::little_endian::U64;
 
@@ -69,6 +70,9 @@ impl Consumer {
             let ticket = self.cursor;
             match self.shared.order().find(ticket) {
                 Found::Empty => return Next::Empty,
+                Found::InFlight if planted::is(Bug::InFlightPassed) => {
+                    self.cursor = Ticket(ticket.0 + 1);
+                }
                 Found::InFlight => return Next::InFlight,
                 Found::Void => self.cursor = Ticket(ticket.0 + 1),
                 Found::Committed => {
@@ -155,16 +159,24 @@ impl Consumer {
     /// Sleeps until the next record in order is committed or void, until
     /// [`super::Ring::wake_consumer`], or until the timeout; it may return for no reason.
     pub fn wait(&self, timeout: Duration) {
-        let shared = &self.shared;
-        let ended = || matches!(shared.order().find(self.cursor), Found::Committed | Found::Void);
         // Acquire pairs with the release store in `Ring::wake_consumer`.
-        let ready = || ended() || shared.nudged.load(Ordering::Acquire);
+        let ready = || self.has_next() || self.shared.nudged.load(Ordering::Acquire);
         if !ready() {
-            shared.bell().sleep_for(self.cursor, ready, &Futex::sleeping(timeout));
+            self.shared.bell().sleep_for(self.cursor, ready, &Futex::sleeping(timeout));
         }
+        self.is_ready();
+    }
+
+    /// True when [`Consumer::wait`] would not sleep. A nudge counts as heard then.
+    pub fn is_ready(&self) -> bool {
         // Acquire pairs with the release store in `Ring::wake_consumer`: whatever the nudge is
         // about is seen by who looks after this.
-        shared.nudged.swap(false, Ordering::Acquire);
+        let nudged = self.shared.nudged.swap(false, Ordering::Acquire);
+        nudged || self.has_next()
+    }
+
+    fn has_next(&self) -> bool {
+        matches!(self.shared.order().find(self.cursor), Found::Committed | Found::Void)
     }
 }
 

@@ -20,6 +20,10 @@ use crate::capture::verification::VerifyWish;
 /// when nothing has changed: that tells an agent that is there from a connection that is dead.
 const FIGURES_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the collector is told how the stream stands when that is as before: while it is not
+/// whole no token is answered, and an agent that is silent counts as lost.
+const STANDING_EVERY: Duration = Duration::from_secs(20);
+
 /// What one session owes the collector.
 #[derive(Default)]
 pub(super) struct Wishes {
@@ -68,7 +72,8 @@ impl Wishes {
         let standing = parts.capture.standing();
         let is_said = |(told, at): (Standing, Duration)| {
             let figures = (standing.differing_bytes, told.differing_bytes);
-            let is_late = now >= at + FIGURES_EVERY;
+            let every = if figures.0 == figures.1 { STANDING_EVERY } else { FIGURES_EVERY };
+            let is_late = now >= at + every;
             let turns = (figures.0 == 0) != (figures.1 == 0);
             let same = Standing { differing_bytes: told.differing_bytes, ..standing } == told;
             same && !turns && !is_late

@@ -9,6 +9,7 @@ use tidemark_block::{
 };
 use tidemark_wire::RecordKind;
 use tidemark_wire::body::GapReason;
+use tidemark_wire::planted::{self, Bug};
 use tidemark_wire::record::{FLAG_FUA, FLAG_NO_HOLE, RecordSpec};
 
 use tidemark_block::range_lock::RangeGuard;
@@ -57,6 +58,9 @@ impl<S: Store> Volume<S> {
             Err(extent) => {
                 self.capture.lose(GapReason::RingFull);
                 self.miss(range);
+                if planted::is(Bug::FullRingFails) {
+                    return Err(io::ErrorKind::OutOfMemory.into());
+                }
                 let mut extent = extent.expect("a refused claim gives its extent back");
                 self.write_missed(range.start(), extent.lend(), durability).await
             }
@@ -152,6 +156,9 @@ impl<S: Store> Device for Volume<S> {
 
     async fn reserve(&self, range: ByteRange) -> Result<VolumePayload, DeviceError> {
         check_write(&self.geometry(), range)?;
+        while planted::is(Bug::FullRingBlocks) && self.ring().used().is_beyond_half() {
+            self.capture.released().wait().await;
+        }
         let len = usize::try_from(range.len()).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX);
         if self.capture.is_on() {
             match self.ring().reserve(range.start(), len) {
@@ -173,7 +180,8 @@ impl<S: Store> Device for Volume<S> {
     ) -> Result<(), DeviceError> {
         let range = payload.range();
         let units = range.align_outward(self.unit_bytes());
-        let _held = self.lock(range).await?;
+        let _held =
+            if planted::is(Bug::RangeUnlocked) { None } else { Some(self.lock(range).await?) };
         self.check_end(range)?;
         let _entered = self.intent.enter(units).await;
         let written = match payload {

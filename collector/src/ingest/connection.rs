@@ -69,7 +69,7 @@ pub(super) fn run<S: Storage>(connection: Connection, shared: &Shared<S>) {
 
 fn read_frames(stream: &Stream, frames: &Sender<Incoming>) {
     loop {
-        let incoming = match read_frame(stream) {
+        let incoming = match read_frame(&mut &*stream) {
             Ok(Ok((header, kind, body))) => Incoming::Frame { header, kind, body },
             Ok(Err(error)) => Incoming::Broken(error),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -84,9 +84,14 @@ fn read_frames(stream: &Stream, frames: &Sender<Incoming>) {
     }
 }
 
-type Frame = (FrameHeader, FrameKind, Vec<u8>);
+/// One frame, its body not checked.
+pub type Frame = (FrameHeader, FrameKind, Vec<u8>);
 
-fn read_frame(mut stream: &Stream) -> io::Result<Result<Frame, DecodeError>> {
+/// Reads one frame, or what is none.
+///
+/// # Errors
+/// As the connection ends or fails.
+pub fn read_frame(stream: &mut dyn Read) -> io::Result<Result<Frame, DecodeError>> {
     let mut bytes = [0; FRAME_HEADER_BYTES];
     stream.read_exact(&mut bytes)?;
     let (header, kind) = match FrameHeader::decode(&bytes) {

@@ -17,8 +17,9 @@
 mod admission;
 pub mod change;
 pub mod compare;
-mod connection;
+pub mod connection;
 mod contest;
+mod early;
 pub mod erase;
 pub mod manifest;
 pub mod observer;

@@ -16,6 +16,7 @@ use tidemark_wire::{Epoch, Seq};
 
 use super::change::Change;
 use super::contest::Contest;
+use super::early;
 use super::manifest::Manifest;
 use super::observer::Observer;
 use super::port::SessionPort;
@@ -182,6 +183,7 @@ impl<S: Storage> VolumeCore<S> {
                 return self.fail(&error);
             }
             self.appended = true;
+            early::tell(self.live.as_ref(), journal.last_appended(), batch, &*self.observer);
         }
         self.token_sent_at = self.token_sent_at.max(batch.token_sent_at);
     }

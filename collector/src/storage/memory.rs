@@ -5,22 +5,22 @@
 //! storage after a power cut: of the writes that were not synced, any sectors of 512 bytes may
 //! be there, in any order; of the names that were not synced, the first ones may be. A call can
 //! be chosen at which the power goes ([`Fault::Crash`]: it and all later ones fail) or which
-//! alone fails ([`Fault::Once`]). A datasync that fails forgets what it should have made durable,
+//! alone fails ([`Fault::Once`]); the disk can be full ([`MemoryStorage::set_full`]). A datasync that fails forgets what it should have made durable,
 //! as the page cache of Linux does: a later one succeeds without it. Reads do not fail, and
 //! durable bytes do not rot; tests change those with [`MemoryStorage::edit`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tidemark_block::ByteRange;
 
+use super::pages::Pages;
 use super::{FileExtent, Storage, StorageFile};
 
 const SECTOR_BYTES: usize = 512;
-const HOLE_BYTES: usize = 4096;
-
 /// How a chosen call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -56,6 +56,8 @@ struct Inner {
     calls: u64,
     fault: Option<(u64, Fault)>,
     crashed: bool,
+    /// Nothing that needs room succeeds.
+    full: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -67,8 +69,8 @@ enum NameChange {
 
 #[derive(Clone, Debug, Default)]
 struct Image {
-    live: Vec<u8>,
-    durable: Vec<u8>,
+    live: Pages,
+    durable: Pages,
     /// Changes since the last datasync, oldest first.
     changes: Vec<Change>,
 }
@@ -76,6 +78,7 @@ struct Image {
 #[derive(Clone, Debug)]
 enum Change {
     Write { at: usize, bytes: Vec<u8> },
+    Zero { at: usize, len: usize },
     SetLen(usize),
 }
 
@@ -108,25 +111,29 @@ impl NameChange {
 }
 
 impl Change {
-    fn apply(&self, image: &mut Vec<u8>) {
+    fn apply(&self, image: &mut Pages) {
         match self {
-            Self::Write { at, bytes } => write(image, *at, bytes),
-            Self::SetLen(len) => image.resize(*len, 0),
+            Self::Write { at, bytes } => image.write(*at, bytes),
+            Self::Zero { at, len } => image.zero(*at, *len),
+            Self::SetLen(len) => image.resize(*len),
         }
     }
 
     /// Applies any part of the change that a power cut may leave.
-    fn apply_torn(&self, image: &mut Vec<u8>, dice: &mut Dice) {
+    fn apply_torn(&self, image: &mut Pages, dice: &mut Dice) {
         match self {
             Self::Write { at, bytes } => {
-                let mut start = 0;
-                while start < bytes.len() {
-                    let sector_end = (at + start + 1).next_multiple_of(SECTOR_BYTES) - at;
-                    let end = sector_end.min(bytes.len());
+                for part in sectors(*at, bytes.len()) {
                     if dice.coin() {
-                        write(image, at + start, &bytes[start..end]);
+                        image.write(at + part.start, &bytes[part]);
                     }
-                    start = end;
+                }
+            }
+            Self::Zero { at, len } => {
+                for part in sectors(*at, *len) {
+                    if dice.coin() {
+                        image.zero(at + part.start, part.len());
+                    }
                 }
             }
             Self::SetLen(_) if dice.coin() => self.apply(image),
@@ -135,11 +142,15 @@ impl Change {
     }
 }
 
-fn write(image: &mut Vec<u8>, at: usize, bytes: &[u8]) {
-    if image.len() < at + bytes.len() {
-        image.resize(at + bytes.len(), 0);
-    }
-    image[at..at + bytes.len()].copy_from_slice(bytes);
+/// The parts of a run at `at` that lie in one sector each.
+fn sectors(at: usize, len: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let end = ((at + start + 1).next_multiple_of(SECTOR_BYTES) - at).min(len);
+        let part = start..end;
+        start = end;
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 /// SplitMix64: a seed gives the same crash each time.
@@ -173,6 +184,28 @@ impl MemoryStorage {
     pub fn fail_after(&self, calls: u64, fault: Fault) {
         let mut inner = self.inner();
         inner.fault = Some((inner.calls + calls, fault));
+    }
+
+    /// Lets no call fail that was chosen before.
+    pub fn clear_fault(&self) {
+        self.inner().fault = None;
+    }
+
+    /// True once the power went, or the process was killed, at a chosen call.
+    #[must_use]
+    pub fn is_crashed(&self) -> bool {
+        self.inner().crashed
+    }
+
+    /// Lets everything that needs room fail, or succeed again.
+    pub fn set_full(&self, full: bool) {
+        self.inner().full = full;
+    }
+
+    /// Names of all files, as calls see them.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.inner().names.keys().cloned().collect()
     }
 
     /// What is there after a power cut now; `seed` chooses what of the unsynced changes is. This
@@ -219,6 +252,32 @@ impl MemoryStorage {
         Self { inner: Arc::new(Mutex::new(after)) }
     }
 
+    /// Changes a bit of a file behind everybody's back, durably; false when there is no such bit.
+    pub fn flip(&self, path: &Path, at: usize, bit: u8) -> bool {
+        let mut inner = self.inner();
+        let Ok(id) = inner.id(path) else { return false };
+        let image = inner.files.get_mut(&id).expect("a name leads to a file");
+        if at >= image.live.len() {
+            return false;
+        }
+        let mut byte = [0];
+        image.live.read(at, &mut byte);
+        byte[0] ^= 1 << (bit % 8);
+        image.live.write(at, &byte);
+        image.durable.write(at, &byte);
+        true
+    }
+
+    /// Length of the data at a place, up to a hole; 0 in a hole and behind the end.
+    #[must_use]
+    pub fn data_at(&self, path: &Path, at: usize) -> usize {
+        let mut inner = self.inner();
+        let Ok(id) = inner.id(path) else { return 0 };
+        let live = &inner.image(id).live;
+        let (len, kept) = live.run(at, live.len());
+        if kept { len } else { 0 }
+    }
+
     /// Changes the bytes of a file behind everybody's back, durably.
     ///
     /// # Errors
@@ -227,7 +286,9 @@ impl MemoryStorage {
         let mut inner = self.inner();
         let id = inner.id(path)?;
         let image = inner.files.get_mut(&id).expect("a name leads to a file");
-        change(&mut image.live);
+        let mut bytes = image.live.to_vec();
+        change(&mut bytes);
+        image.live = Pages::from(bytes.as_slice());
         image.durable = image.live.clone();
         image.changes.clear();
         Ok(())
@@ -235,6 +296,12 @@ impl MemoryStorage {
 }
 
 impl Inner {
+    /// As [`Inner::count`], of a call that needs room.
+    fn count_growth(&mut self) -> io::Result<()> {
+        self.count()?;
+        if self.full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
     /// Counts a call; says whether it is the one that fails.
     fn count(&mut self) -> io::Result<()> {
         let crashed = || io::Error::other("the power is gone");
@@ -272,7 +339,7 @@ impl Storage for MemoryStorage {
 
     fn create(&self, path: &Path) -> io::Result<MemoryFile> {
         let mut inner = self.inner();
-        inner.count()?;
+        inner.count_growth()?;
         if inner.names.contains_key(path) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -360,7 +427,7 @@ impl Storage for MemoryStorage {
     }
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(u64::MAX)
+        Ok(if self.inner().full { 0 } else { u64::MAX })
     }
 }
 
@@ -372,7 +439,8 @@ impl MemoryFile {
     fn change(&self, change: Change) -> io::Result<()> {
         let mut inner = self.storage.inner();
         // A write at which the power goes may be there in part, like one that was not synced.
-        let counted = inner.count();
+        let needs_room = matches!(change, Change::Write { .. });
+        let counted = if needs_room { inner.count_growth() } else { inner.count() };
         let image = inner.image(self.id);
         if counted.is_ok() {
             change.apply(&mut image.live);
@@ -381,7 +449,7 @@ impl MemoryFile {
         counted
     }
 
-    fn with_live<T>(&self, read: impl FnOnce(&[u8]) -> io::Result<T>) -> io::Result<T> {
+    fn with_live<T>(&self, read: impl FnOnce(&Pages) -> io::Result<T>) -> io::Result<T> {
         read(&self.storage.inner().image(self.id).live)
     }
 }
@@ -396,8 +464,10 @@ impl StorageFile for MemoryFile {
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
         let at = place(at)?;
         self.with_live(|live| {
-            let held = live.get(at..at + bytes.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-            bytes.copy_from_slice(held);
+            if at + bytes.len() > live.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            live.read(at, bytes);
             Ok(())
         })
     }
@@ -429,17 +499,14 @@ impl StorageFile for MemoryFile {
         let (start, end) = (place(range.start())?, place(range.end())?);
         let held = self.with_live(|live| Ok(live.len()))?;
         let len = end.min(held).saturating_sub(start);
-        self.change(Change::Write { at: start.min(held), bytes: vec![0; len] })
+        self.change(Change::Zero { at: start.min(held), len })
     }
 
     fn extent_at(&self, at: u64) -> io::Result<FileExtent> {
         let at = place(at)?;
         self.with_live(|live| {
-            let rest = live.get(at..).unwrap_or_default();
-            let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
-            let hole = rest.chunks(HOLE_BYTES).next().is_none_or(is_zero);
-            let run = rest.chunks(HOLE_BYTES).take_while(|block| is_zero(block) == hole);
-            Ok(FileExtent { len_bytes: run.map(|block| block.len() as u64).sum(), hole })
+            let (len, kept) = live.run(at, live.len());
+            Ok(FileExtent { len_bytes: len as u64, hole: !kept })
         })
     }
 

@@ -10,6 +10,7 @@
 
 pub(crate) mod document;
 mod memory;
+pub mod pages;
 mod real;
 
 use std::io;

@@ -1,0 +1,192 @@
+//! Runs agent and collector whole, over simulated disks, network and time, and looks for what
+//! must never be. See `scripts/simulate`.
+
+mod agent;
+mod check;
+mod collector;
+mod director;
+mod disk;
+mod executor;
+mod figures;
+mod guest;
+mod log_place;
+mod model;
+mod network;
+mod random;
+mod session;
+mod ship;
+mod time;
+mod trace;
+mod witness;
+mod world;
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use anyhow::Context;
+use clap::Parser;
+
+use figures::Figures;
+use world::Outcome;
+
+/// Lines that are shown of a run that broke something.
+const LINES: usize = 60;
+/// One seed in this many is run twice, to see that it does the same.
+const TWICE_EVERY: u64 = 50;
+
+/// Runs agent and collector whole, over simulated disks, network and time.
+#[derive(Debug, Parser)]
+#[command(name = "simulate", version, max_term_width = 100)]
+struct Arguments {
+    /// How many seeds.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// Threads, each with seeds of its own.
+    #[arg(long, default_value_t = 2)]
+    threads: u64,
+    /// Shows everything that one seed does.
+    #[arg(long)]
+    verbose: bool,
+    /// Makes this mistake on purpose; needs the feature planted-bugs.
+    #[arg(long)]
+    bug: Option<String>,
+    /// Lists the mistakes.
+    #[arg(long)]
+    bugs: bool,
+}
+
+struct Violation {
+    seed: u64,
+    text: String,
+    lines: Vec<String>,
+}
+
+#[derive(Default)]
+struct Shared {
+    next: AtomicU64,
+    is_over: AtomicBool,
+    violation: Mutex<Option<Violation>>,
+    figures: Mutex<Figures>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("simulate: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    if arguments.bugs {
+        for bug in tidemark_wire::planted::Bug::ALL {
+            println!("{} {}", bug.invariant(), bug.name());
+        }
+        return Ok(true);
+    }
+    if let Some(name) = &arguments.bug {
+        plant(name)?;
+    }
+    let shared = Shared::default();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..arguments.threads.max(1))
+            .map(|_| scope.spawn(|| work(arguments, &shared)))
+            .collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("a worker has panicked"))
+    })?;
+    report(arguments, shared)
+}
+
+#[cfg(feature = "planted-bugs")]
+fn plant(name: &str) -> anyhow::Result<()> {
+    let bugs = tidemark_wire::planted::Bug::ALL;
+    let bug = bugs.iter().find(|bug| bug.name() == name);
+    tidemark_wire::planted::plant(*bug.with_context(|| format!("no mistake is named {name:?}"))?);
+    Ok(())
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+fn plant(name: &str) -> anyhow::Result<()> {
+    anyhow::bail!("{name} is not in this program; build it with --features planted-bugs")
+}
+
+/// Runs seed after seed, until there is none left or one broke something.
+fn work(arguments: &Arguments, shared: &Shared) -> anyhow::Result<()> {
+    let mut figures = Figures::default();
+    // Relaxed: the numbers order nothing else.
+    while !shared.is_over.load(Ordering::Relaxed) {
+        let index = shared.next.fetch_add(1, Ordering::Relaxed);
+        if index >= arguments.seeds {
+            break;
+        }
+        let seed = arguments.from + index;
+        let outcome = run_seed(seed, arguments.verbose)?;
+        figures.add(&outcome.figures);
+        let mut text = outcome.violation;
+        if text.is_none() && seed.is_multiple_of(TWICE_EVERY) {
+            let again = run_seed(seed, false)?;
+            text = (again.hash != outcome.hash).then(|| "it does not do the same twice".into());
+        }
+        if arguments.verbose {
+            outcome.lines.iter().for_each(|line| println!("{line}"));
+            println!("seed {seed}: trace {:016x}", outcome.hash);
+        }
+        if let Some(text) = text {
+            shared.is_over.store(true, Ordering::Relaxed);
+            let lines = run_seed(seed, true)?.lines;
+            let mut first = shared.violation.lock().expect("nobody panics with it");
+            if first.as_ref().is_none_or(|first| seed < first.seed) {
+                *first = Some(Violation { seed, text, lines });
+            }
+        }
+    }
+    shared.figures.lock().expect("nobody panics with it").add(&figures);
+    Ok(())
+}
+
+fn run_seed(seed: u64, with_text: bool) -> anyhow::Result<Outcome> {
+    let dir = tempfile::Builder::new().prefix("tidemark-sim-").tempdir_in("/dev/shm");
+    let dir = dir.context("make a directory in /dev/shm")?;
+    Ok(world::run(seed, dir.path(), with_text))
+}
+
+/// Prints what was done; false when something must not have been.
+fn report(arguments: &Arguments, shared: Shared) -> anyhow::Result<bool> {
+    let figures = shared.figures.into_inner().expect("nobody panics with it");
+    if let Some(Violation { seed, text, lines }) = shared.violation.into_inner()? {
+        let skipped = lines.len().saturating_sub(LINES);
+        lines.iter().skip(skipped).for_each(|line| println!("{line}"));
+        println!("simulate: seed {seed} after {} seeds: {text}", figures.seeds);
+        let bug = arguments.bug.as_ref().map(|bug| format!(" --bug {bug}")).unwrap_or_default();
+        println!("again: scripts/simulate --seeds 1 --from {seed} --verbose{bug}");
+        return Ok(false);
+    }
+    println!("{}", figures.table());
+    println!(
+        "simulate: {} seeds, {} operations, {} faults, {} sessions, {} merges, {} states and {} \
+         points opened, {} polls; no violation",
+        figures.seeds,
+        figures.operations,
+        figures.faults,
+        figures.sessions,
+        figures.merges,
+        figures.states,
+        figures.points,
+        figures.polls
+    );
+    let missing = figures.missing();
+    if arguments.seeds >= 1000 && arguments.bug.is_none() && !missing.is_empty() {
+        for (fault, step) in &missing {
+            println!("never: {} at {}", fault.text(), step.text());
+        }
+        return Ok(false);
+    }
+    Ok(true)
+}
