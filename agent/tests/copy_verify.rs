@@ -106,7 +106,7 @@ fn under_live_writes_it_finds_what_differs_and_nothing_else() {
                 }
                 // The ring must not fill up, which would be a gap.
                 sleep(Duration::from_millis(5)).await;
-                write(&volume, at, &noise(3000 + 512 * (round as usize % 90), round)).await;
+                write(&volume, at, &noise(3000 + 512 * usize::try_from(round % 90).unwrap(), round)).await;
             }
         });
     }
