@@ -13,7 +13,7 @@
 //! | in order, same boot | same inode, device, generation, size, mtime, ctime | same disk sequence, number, size, sectors written |
 //! | in order, another boot | the same without the device, whose number may change | in doubt |
 //! | killed | same inode, device, generation, size; no time went back; none is later than the ring's last record by more than [`SLACK`] | as in order: where the agent itself wrote after the last mark, in doubt |
-//! | power cut | same inode, generation, size; no time is earlier or later than the mark's by more than [`STALE`] | same size; in another boot nothing was written to it yet, in the same one as in order |
+//! | power cut, or the ring was lost | same inode, generation, size; no time is earlier or later than the mark's by more than [`STALE`], in the same boot [`STALE_IN_BOOT`] | same size; in another boot nothing was written to it yet, in the same one as in order |
 //!
 //! | what somebody did meanwhile | regular file | block device |
 //! | --- | --- | --- |
@@ -46,7 +46,9 @@ use crate::state::{BackingKind, BackingMark};
 const SLACK: Duration = Duration::from_millis(100);
 /// How old the mark in the state file may be, and how late a file's own times may be written, when
 /// the machine crashes.
-const STALE: Duration = Duration::from_secs(60);
+pub const STALE: Duration = Duration::from_secs(60);
+/// The same of the mark beside the change ring, which is there within a boot.
+pub const STALE_IN_BOOT: Duration = Duration::from_secs(5);
 const _: () = assert!(STALE.as_secs() >= 2 * SWEEP_EVERY.as_secs());
 /// How coarse the times of files may be: a change within it can't be told from the one before.
 const TICK: Duration = Duration::from_millis(20);
@@ -67,8 +69,11 @@ pub enum Ending {
         /// Time of the last record in its change ring.
         last_record: WallMicros,
     },
-    /// With the machine, or its change ring was lost: the mark was taken some time before.
-    PowerCut,
+    /// With the machine, or its change ring was lost.
+    PowerCut {
+        /// How old the mark may be: [`STALE`] or [`STALE_IN_BOOT`].
+        stale: Duration,
+    },
 }
 
 /// What tells that a store is not as the last agent left it.
@@ -126,7 +131,7 @@ pub fn judge(was: Option<&BackingMark>, now: &BackingMark, ending: Ending) -> Op
     if was.kind == BackingKind::Device
         && !same_boot
         && was.kind == now.kind
-        && ending != Ending::PowerCut
+        && !matches!(ending, Ending::PowerCut { .. })
     {
         return Some(Change::Doubt("the machine was started anew, and a device keeps no mark"));
     }
@@ -150,13 +155,13 @@ fn judge_counter(was: &BackingMark, now: &BackingMark, ending: Ending) -> Option
         return Some(Change::Doubt("the kernel does not count its writes"));
     }
     match ending {
-        Ending::PowerCut if was.boot_id != now.boot_id => {
+        Ending::PowerCut { .. } if was.boot_id != now.boot_id => {
             let why = "it was written since the machine was started";
             (now.sectors_written > 0).then_some(Change::Doubt(why))
         }
         _ if was.sectors_written == now.sectors_written => None,
         Ending::Clean => Some(Change::Edited),
-        Ending::PowerCut => {
+        Ending::PowerCut { .. } => {
             Some(Change::Doubt("it was written after the last mark, maybe by the last agent"))
         }
         Ending::Killed { .. } => {
@@ -174,15 +179,16 @@ fn judge_times(
     if was.mtime_ns == now.mtime_ns && was.ctime_ns == now.ctime_ns {
         return None;
     }
-    let slack =
-        i64::try_from(if ending == Ending::PowerCut { STALE } else { Duration::ZERO }.as_nanos())
-            .expect("a minute");
+    let slack = match ending {
+        Ending::PowerCut { stale } => i64::try_from(stale.as_nanos()).unwrap_or(i64::MAX),
+        Ending::Clean | Ending::Killed { .. } => 0,
+    };
     let earlier = |now: i64, was: i64| now.saturating_add(slack) < was;
     if earlier(now.mtime_ns, was.mtime_ns) || earlier(now.ctime_ns, was.ctime_ns) {
         return Some(Change::WentBack);
     }
     match ending {
-        Ending::PowerCut => {
+        Ending::PowerCut { .. } => {
             let later = |now: i64, was: i64| now > was.saturating_add(slack);
             let is_later = later(now.mtime_ns, was.mtime_ns) || later(now.ctime_ns, was.ctime_ns);
             is_later.then_some(Change::Edited)

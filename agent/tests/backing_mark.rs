@@ -10,7 +10,9 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
-use tidemark_agent::backing_mark::{Backing, Change, Ending, MarkKeeper, judge};
+use tidemark_agent::backing_mark::{
+    Backing, Change, Ending, MarkKeeper, STALE, STALE_IN_BOOT, judge,
+};
 use tidemark_agent::clock::SystemClock;
 use tidemark_agent::state::BackingMark;
 use tidemark_wire::WallMicros;
@@ -199,4 +201,52 @@ fn a_device_that_somebody_changed_is_noticed_within_a_boot_and_in_doubt_beyond()
     assert!(Command::new("losetup").arg("--set-capacity").arg(device).status().unwrap().success());
     let resized = Some(Change::Resized { was: SIZE, is: 2 * SIZE, only_size: false });
     assert_eq!(judge(Some(&was), &mark(device, BOOT), Ending::Clean), resized);
+}
+
+#[test]
+fn after_a_power_cut_a_file_may_differ_by_what_the_mark_is_old() {
+    let (_dir, path, was) = file();
+    let cut = |now: &BackingMark, stale| judge(Some(&was), now, Ending::PowerCut { stale });
+    let now = mark(&path, [2; 16]);
+    assert_eq!(cut(&now, STALE), None, "another boot is no change");
+    let shifted = |seconds: i64| BackingMark {
+        mtime_ns: now.mtime_ns + seconds * 1_000_000_000,
+        ctime_ns: now.ctime_ns + seconds * 1_000_000_000,
+        ..now.clone()
+    };
+    for (seconds, stale, wanted) in [
+        (50, STALE, None),
+        (70, STALE, Some(Change::Edited)),
+        (-50, STALE, None),
+        (-70, STALE, Some(Change::WentBack)),
+        (2, STALE_IN_BOOT, None),
+        (10, STALE_IN_BOOT, Some(Change::Edited)),
+    ] {
+        assert_eq!(cut(&shifted(seconds), stale), wanted, "{seconds} s");
+    }
+    assert!(judge(None, &now, Ending::PowerCut { stale: STALE }).is_some(), "no mark");
+    replace(&path);
+    assert_eq!(cut(&mark(&path, [2; 16]), STALE), Some(Change::Replaced));
+}
+
+#[test]
+fn after_a_power_cut_a_device_that_nobody_has_written_yet_is_as_it_was() {
+    let (_dir, _path, of_file) = file();
+    let was = BackingMark {
+        kind: tidemark_agent::state::BackingKind::Device,
+        inode: 7,
+        sectors_written: 1000,
+        ..of_file
+    };
+    let now = |boot, sectors_written| BackingMark {
+        boot_id: boot,
+        inode: 9,
+        device: 99,
+        sectors_written,
+        ..was.clone()
+    };
+    let cut = |now: &BackingMark| judge(Some(&was), now, Ending::PowerCut { stale: STALE });
+    assert_eq!(cut(&now([2; 16], 0)), None);
+    assert!(matches!(cut(&now([2; 16], 8)), Some(Change::Doubt(_))));
+    assert_eq!(cut(&now(BOOT, 1000)), Some(Change::Replaced), "another disk of the same boot");
 }

@@ -105,8 +105,16 @@ fn under_live_writes_it_finds_what_differs_and_nothing_else() {
                     continue;
                 }
                 // The ring must not fill up, which would be a gap.
-                sleep(Duration::from_millis(5)).await;
-                write(&volume, at, &noise(3000 + 512 * usize::try_from(round % 90).unwrap(), round)).await;
+                sleep(Duration::from_millis(2)).await;
+                while volume.capture().ring().used().is_beyond_half() {
+                    sleep(Duration::from_millis(2)).await;
+                }
+                write(
+                    &volume,
+                    at,
+                    &noise(3000 + 512 * usize::try_from(round % 90).unwrap(), round),
+                )
+                .await;
             }
         });
     }

@@ -22,8 +22,10 @@ use tidemark_agent::state::{KeptState, StateFile, VolumeState};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::compare::{Compare, Differ, LeafHash, NODE_BYTES, NodeRange, node_hash};
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
-use tidemark_wire::session::{Ack, Hello, Refuse, RefuseReason, Welcome};
-use tidemark_wire::{AgentId, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros};
+use tidemark_wire::session::{Ack, Hello, Lineage, Refuse, RefuseReason, Welcome};
+use tidemark_wire::{
+    AgentId, AgentRun, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros,
+};
 
 const JOURNAL: JournalId = JournalId::from_bytes([5; 16]);
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -83,6 +85,8 @@ impl Connection {
             seeded: false,
             last_time: WallMicros(0),
             size_bytes: self.hello.size_bytes,
+            lineage: Lineage::Same,
+            compare: false,
         };
         self.send(FrameKind::Welcome, |body| welcome.encode(body));
     }
@@ -166,6 +170,8 @@ fn agent() -> Agent {
         agent: AgentId::from_bytes([1; 16]),
         clock: Arc::clone(&clock),
         random,
+        run: AgentRun::default(),
+        first: Seq(4),
     };
     let shipper = Shipper::start(parts, Box::new(ScriptDial(sender))).unwrap();
     Agent { shipper, capture, state, clock, connections, _dir: dir }

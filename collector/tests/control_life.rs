@@ -169,7 +169,8 @@ fn obey(agent: &mut Agent, state: StandingState, reason: Option<GapReason>) -> I
         if kind == FrameKind::Instruct {
             let mut standing = Vec::new();
             let since = WallMicros(1_000_000);
-            Standing { state, reason, since, differing_bytes: 0 }.encode(&mut standing);
+            Standing { state, reason, since, differing_bytes: 0, compare_next: false }
+                .encode(&mut standing);
             agent.send(FrameKind::Standing, &standing);
             return Instruct::decode(&body).unwrap().what;
         }

@@ -8,6 +8,7 @@ mod ingest_support;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ingest_support::{
     Agent, Change, Daemon, Model, VOLUME_BYTES, change, config, expect_refusal, hello, resync,
@@ -163,6 +164,9 @@ impl SessionPort for Port {
     fn instruct(&self, _: Instruct) -> bool {
         false
     }
+    fn heard_at(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// A volume in `data_dir` that holds `changes`, each in a sealed segment of its own.
@@ -178,6 +182,8 @@ fn volume_of(data_dir: &Path, changes: &[Change]) -> Arc<Volume<RealStorage>> {
         journal: JournalId::from_bytes([5; 16]),
         timeline: Timeline(1),
         epoch: Epoch(0),
+        heard: Epoch(0),
+        compare_next: false,
         agent: hello.agent,
         created: WallMicros(1),
         policy: Overrides::default(),
@@ -191,7 +197,8 @@ fn volume_of(data_dir: &Path, changes: &[Change]) -> Arc<Volume<RealStorage>> {
     let config = JournalConfig { segment_bytes_max: 4096 };
     let mut core = VolumeCore::start(storage, Arc::clone(&volume), Arc::new(Nobody), config);
     let port = Arc::<Port>::default();
-    let opening = Opening { hello, peer: "test".into(), port: port.clone() };
+    let opening =
+        Opening { hello, peer: "test".into(), now: Duration::from_secs(1000), port: port.clone() };
     core.handle(Command::Open(Box::new(opening)));
     let epoch = port.0.lock().unwrap().unwrap().epoch;
     for (number, one) in (1u64..).zip(changes) {

@@ -67,6 +67,9 @@ impl SessionPort for Port {
     fn instruct(&self, _: Instruct) -> bool {
         false
     }
+    fn heard_at(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 struct Bench {
@@ -95,6 +98,8 @@ fn bench(storage: MemoryStorage) -> Option<Bench> {
                 journal: JournalId::from_bytes([5; 16]),
                 timeline: Timeline(1),
                 epoch: Epoch(0),
+                heard: Epoch(0),
+                compare_next: false,
                 agent: hello.agent,
                 created: WallMicros(1),
                 policy: Overrides::default(),
@@ -117,7 +122,12 @@ fn bench(storage: MemoryStorage) -> Option<Bench> {
 impl Bench {
     fn open(&mut self) -> (Arc<Port>, Result<Welcome, Refuse>) {
         let port = Arc::<Port>::default();
-        let opening = Opening { hello: hello(1), peer: "test".into(), port: port.clone() };
+        let opening = Opening {
+            hello: hello(1),
+            peer: "test".into(),
+            now: Duration::from_secs(1000),
+            port: port.clone(),
+        };
         self.core.handle(Command::Open(Box::new(opening)));
         let answer = port.opened.lock().unwrap().take().expect("an answer at once");
         (port, answer)

@@ -9,11 +9,13 @@ use ingest_support::{
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config as RunConfig, TestRunner};
-use tidemark_collector::control::api::{JobState, NewRestore, ProtectionState};
+use tidemark_collector::control::api::{Event, JobState, NewRestore, ProtectionState, Severity};
 use tidemark_collector::control::client::Client;
 use tidemark_wire::frame::FrameKind;
-use tidemark_wire::session::RefuseReason;
-use tidemark_wire::{Epoch, RecordKind, Seq};
+use tidemark_wire::session::{
+    Hello, Lineage, Refuse, RefuseReason, Standing, StandingState, Welcome,
+};
+use tidemark_wire::{AgentRun, Epoch, RecordKind, Seq, WallMicros};
 
 /// Restores a state and returns the file's bytes.
 fn restored(client: &Client, at: &str, dir: &std::path::Path) -> Vec<u8> {
@@ -328,5 +330,99 @@ fn a_volume_that_has_lost_its_manifest_is_left_alone() {
     agent.say_hello(&hello(1));
     expect_refusal(&mut agent, RefuseReason::Unavailable, "manifest is missing");
     assert!(!volume.join("manifest.json").exists(), "another identity is not made up");
+    daemon.stop();
+}
+
+/// Waits until so many critical events have these words.
+fn wait_critical(client: &Client, words: &str, count: usize) {
+    let has = |event: &Event| event.severity == Severity::Critical && event.message.contains(words);
+    let found = (0..2000).any(|_| {
+        std::thread::yield_now();
+        client.events(0).unwrap().into_iter().filter(has).count() == count
+    });
+    assert!(found, "{words}: {:?}", client.events(0).unwrap());
+}
+
+#[test]
+fn a_copy_of_a_machine_is_fenced_while_the_other_one_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let (one, other) = (AgentRun([1; 6]), AgentRun([2; 6]));
+    let mut agent = Agent::open(&daemon.ingest, &Hello { run: one, ..hello(1) });
+    agent.copy(&mut Model::new());
+    for epoch in [0, 1] {
+        let mut copy = Agent::connect(&daemon.ingest);
+        copy.say_exactly(&Hello { run: other, epoch: Epoch(epoch), ..hello(1) });
+        expect_refusal(&mut copy, RefuseReason::Fenced, "two agents");
+    }
+    agent.send_changes(&[write(0, vec![3; 512])]);
+    agent.wait_durable();
+    let seq = agent.last;
+    agent.send(FrameKind::Goodbye, &[]);
+    while agent.receive().is_some() {}
+    // Nobody else is there: what the one that comes holds now is compared whole.
+    let older = Hello { run: other, epoch: Epoch(0), ..hello(1) };
+    let mut copy = Agent::connect(&daemon.ingest);
+    copy.say_exactly(&older);
+    let (kind, body) = copy.receive().unwrap();
+    assert_eq!(kind, FrameKind::Welcome, "{:?}", Refuse::decode(&body));
+    let welcome = Welcome::decode(&body).unwrap();
+    assert_eq!((welcome.lineage, welcome.durable), (Lineage::SourceOlder, seq));
+    wait_critical(&daemon.client(), "is a copy of the one", 1);
+    daemon.stop();
+}
+
+#[test]
+fn a_collector_that_was_put_back_knows_it_from_what_the_agent_remembers() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    agent.copy(&mut Model::new());
+    let (journal, last) = (agent.welcome.unwrap().journal, agent.last);
+    let known = Hello { journal, released: last, newest: last, ..hello(1) };
+    for (released, epoch, lineage) in [
+        (last, 1, Lineage::Same),
+        (Seq(last.0 + 1), 2, Lineage::CollectorOlder),
+        (last, 900, Lineage::CollectorOlder),
+        (last, 901, Lineage::Same),
+    ] {
+        let newest = released;
+        let agent = Agent::open(
+            &daemon.ingest,
+            &Hello { released, newest, epoch: Epoch(epoch), ..known.clone() },
+        );
+        let welcome = agent.welcome.unwrap();
+        assert_eq!(welcome.lineage, lineage, "{released} {epoch}");
+        assert!(welcome.epoch > Epoch(epoch), "numbers of sessions are never used again");
+    }
+    wait_critical(&daemon.client(), "put back to an older copy", 2);
+    daemon.stop();
+}
+
+#[test]
+fn an_agent_that_cannot_keep_its_map_is_told_to_compare_until_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(dir.path());
+    let mut agent = Agent::open(&daemon.ingest, &hello(1));
+    agent.copy(&mut Model::new());
+    let say = |agent: &mut Agent, state, compare_next| {
+        let mut body = Vec::new();
+        let since = WallMicros(1);
+        Standing { state, reason: None, since, differing_bytes: 0, compare_next }.encode(&mut body);
+        agent.send(FrameKind::Standing, &body);
+        // What is sent behind it is durable later.
+        agent.send_changes(&[write(0, vec![1; 512])]);
+        agent.wait_durable();
+    };
+    say(&mut agent, StandingState::Whole, true);
+    for (state, is_kept) in [(StandingState::Copying, true), (StandingState::Whole, false)] {
+        daemon.stop();
+        daemon = Daemon::start(dir.path());
+        let mut again = Agent::open(&daemon.ingest, &hello(1));
+        assert!(again.welcome.unwrap().compare, "kept through a restart");
+        say(&mut again, state, false);
+        let third = Agent::open(&daemon.ingest, &hello(1));
+        assert_eq!(third.welcome.unwrap().compare, is_kept, "{state:?}");
+    }
     daemon.stop();
 }

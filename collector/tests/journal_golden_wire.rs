@@ -17,10 +17,10 @@ use tidemark_wire::frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Rec
 use tidemark_wire::frame::{RECORDS_HEADER_BYTES, RecordsHeader};
 use tidemark_wire::instruct::{Instruct, InstructKind, Obeyed, Verified, VerifyState};
 use tidemark_wire::session::{
-    Ack, Hello, Progress, Refuse, RefuseReason, Standing, StandingState, Token, Welcome,
+    Ack, Hello, Lineage, Progress, Refuse, RefuseReason, Standing, StandingState, Token, Welcome,
 };
 use tidemark_wire::{
-    AgentId, DecodeErrorKind, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros,
+    AgentId, AgentRun, DecodeErrorKind, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros,
 };
 use zerocopy::IntoBytes;
 
@@ -40,6 +40,7 @@ fn hello() -> Hello {
         size_bytes: 1 << 30,
         block_bytes: 512,
         name: "mail, root disk".into(),
+        run: AgentRun([1, 2, 3, 4, 5, 6]),
     }
 }
 
@@ -54,6 +55,8 @@ fn welcome() -> Welcome {
         seeded: true,
         last_time: WallMicros(1_700_000_000_000_000),
         size_bytes: 1 << 30,
+        lineage: Lineage::CollectorOlder,
+        compare: true,
     }
 }
 
@@ -84,7 +87,8 @@ fn differ() -> Differ {
 fn standing() -> Standing {
     let since = WallMicros(1_700_000_000_000_001);
     let reason = Some(GapReason::RingFull);
-    Standing { state: StandingState::Lost, reason, since, differing_bytes: 3 * LEAF_BYTES }
+    let differing_bytes = 3 * LEAF_BYTES;
+    Standing { state: StandingState::Lost, reason, since, differing_bytes, compare_next: true }
 }
 
 fn instruct() -> Instruct {

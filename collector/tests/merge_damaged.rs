@@ -128,7 +128,7 @@ fn a_part_of_a_damaged_block_does_not_heal_it_and_the_whole_does() {
 }
 
 #[test]
-fn a_damaged_record_stops_the_merge_before_its_segment() {
+fn a_damaged_record_is_lost_and_the_merge_goes_on_behind_it() {
     let mut ground = Ground::new();
     for at in 0..30 {
         ground.write(at * 4096 + 10, 3000);
@@ -146,12 +146,44 @@ fn a_damaged_record_stops_the_merge_before_its_segment() {
     assert_eq!(merged.to, Some(last_good));
     let damage = merged.stopped_at.unwrap();
     assert!(damage.file.ends_with(name(2)), "{damage}");
+    let merged = merge_into_seed(reader, seed, to, &mut pace).unwrap();
+    assert_eq!((merged.to, merged.damaged_blocks), (Some(segments[2].last_seq), 1));
+    assert!(merged.damaged[0].file.ends_with(name(2)), "{:?}", merged.damaged);
+    assert_eq!(ground.merge(), 0, "the others");
+    for _ in 0..2 {
+        let lost: Vec<u64> = (0..40).filter(|block| ground.is_damaged(block * 4096)).collect();
+        assert_eq!(lost.len(), 1, "{lost:?}");
+        ground.reopen();
+    }
+    let lost = (0..40).find(|block| ground.is_damaged(u64::from(*block) * 4096)).unwrap();
+    let (before, behind) = (u64::from(lost) * 4096, u64::from(lost) * 4096 + 3010);
+    assert!(ground.read(before, 10).is_ok() && ground.read(behind, 1086).is_ok(), "only its bytes");
+    // A part brings back itself, and the whole all of it.
+    ground.write(lost * 4096 + 10, 1000);
+    assert_eq!(ground.merge(), 0);
+    assert!(ground.read(before, 1010).is_ok() && ground.is_damaged(before + 1010));
+    ground.write(lost * 4096 + 10, 3000);
+    assert_eq!(ground.merge(), 0);
+    ground.world.check(&ground.model);
+}
+
+#[test]
+fn a_segment_with_damaged_tables_stops_the_merge() {
+    let mut ground = Ground::new();
+    for at in 0..30 {
+        ground.write(at * 4096 + 10, 3000);
+    }
+    ground.world.journal.seal_now().unwrap();
+    let segments = ground.world.held.reader.segments();
+    let tables = usize::try_from(segments[0].bytes).unwrap() - 520;
+    ground.flip(&format!("journal/{}", segments[0].name), tables);
+    ground.flip(&format!("journal/{}", segments[0].name), 4096 + 700);
+    let mut pace = |_| ControlFlow::Continue(());
+    let (reader, seed) = (&ground.world.held.reader, &ground.world.held.seed);
+    let (at, to) = (seed.at(), segments[0].last_seq);
     let error = merge_into_seed(reader, seed, to, &mut pace).unwrap_err();
     assert!(matches!(error, JournalError::Damaged(_)), "{error}");
-    assert_eq!((seed.at(), seed.merging_to()), (last_good, None));
-    ground.flip(&name(2), at);
-    ground.merge();
-    ground.world.check(&ground.model);
+    assert_eq!((seed.at(), seed.merging_to()), (at, None));
 }
 
 #[test]

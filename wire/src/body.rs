@@ -68,6 +68,8 @@ pub enum GapReason {
     CopyInterrupted = 8,
     /// The disk has another size, and what became of its bytes was not captured.
     Resized = 9,
+    /// The agent could not keep what may differ.
+    MapInDoubt = 10,
 }
 
 impl GapReason {
@@ -84,6 +86,7 @@ impl GapReason {
             7 => Self::OutsideChange,
             8 => Self::CopyInterrupted,
             9 => Self::Resized,
+            10 => Self::MapInDoubt,
             _ => return None,
         })
     }
@@ -101,6 +104,7 @@ impl GapReason {
             Self::OutsideChange => "the backing store was changed while no agent served it",
             Self::CopyInterrupted => "an earlier copy was not completed",
             Self::Resized => "the disk changed its size",
+            Self::MapInDoubt => "the agent could not keep what the collector may lack",
         }
     }
 }

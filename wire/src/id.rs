@@ -73,6 +73,18 @@ uuid_id!(
     PointId
 );
 
+/// One run of an agent: drawn at random when its process starts. Zeroes: not told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AgentRun(pub [u8; 6]);
+
+impl AgentRun {
+    /// From random bytes.
+    #[must_use]
+    pub const fn from_random([a, b, c, d, e, f, ..]: [u8; 16]) -> Self {
+        Self([a, b, c, d, e, f])
+    }
+}
+
 macro_rules! counter {
     ($(#[$doc:meta])* $name:ident($int:ty)) => {
         $(#[$doc])*

@@ -24,6 +24,7 @@ pub mod session;
 
 pub use error::{DecodeError, DecodeErrorKind};
 pub use id::{
-    AgentId, Epoch, JournalId, KeyId, PointId, Seq, SessionToken, Timeline, VolumeId, WallMicros,
+    AgentId, AgentRun, Epoch, JournalId, KeyId, PointId, Seq, SessionToken, Timeline, VolumeId,
+    WallMicros,
 };
 pub use record::{Record, RecordHeader, RecordKind};

@@ -14,6 +14,12 @@
 //! sends what follows `durable`. In every other case it sends a gap or resync-begin record and
 //! copies the volume; the collector accepts a record whose predecessor it does not hold only
 //! when that record is one of these two.
+//!
+//! Epochs tell who has an older memory. The agent keeps the epoch of a welcome before it says
+//! anything more, and the collector keeps that it heard something in that epoch before it
+//! acknowledges a record of it. So a hello with an epoch before the newest heard one is of a
+//! clone, or of a machine that was put back to an older state; one beyond the collector's own is
+//! told to a collector that was put back. [`Lineage`] says which, and neither stream goes on.
 
 use std::mem::size_of;
 
@@ -23,7 +29,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::body::{GapReason, cut, take_text, text_len};
 use crate::error::DecodeError;
 use crate::frame::WIRE_VERSION;
-use crate::id::{AgentId, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
+use crate::id::{AgentId, AgentRun, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 use crate::limits::{COUNTER_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX, VOLUME_BYTES_MAX};
 
 /// The agent's opening.
@@ -50,6 +56,8 @@ pub struct Hello {
     pub block_bytes: u32,
     /// The volume's name, for people.
     pub name: String,
+    /// Which run of the agent sends: a session of the same run is a connection that it lost.
+    pub run: AgentRun,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -68,7 +76,7 @@ struct HelloFixed {
     released: U64,
     newest: U64,
     name_bytes: U16,
-    reserved: [u8; 6],
+    run: [u8; 6],
 }
 const _: () = assert!(size_of::<HelloFixed>() == 104);
 
@@ -90,7 +98,7 @@ impl Hello {
             released: self.released.0.into(),
             newest: self.newest.0.into(),
             name_bytes: text_len(name),
-            reserved: [0; 6],
+            run: self.run.0,
         };
         out.extend_from_slice(fixed.as_bytes());
         out.extend_from_slice(name.as_bytes());
@@ -129,8 +137,22 @@ impl Hello {
             size_bytes,
             block_bytes: fixed.block_bytes.get(),
             name,
+            run: AgentRun(fixed.run),
         })
     }
+}
+
+/// What the epoch of a [`Hello`] tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lineage {
+    /// Agent and collector go on from the same session.
+    Same,
+    /// The collector has heard a later session than this agent has had: the agent is a clone, or
+    /// its machine was put back to an older state.
+    SourceOlder,
+    /// The agent has had a later session than this collector knows of: the collector's data was
+    /// put back to an older state.
+    CollectorOlder,
 }
 
 /// The collector's answer to [`Hello`].
@@ -157,10 +179,21 @@ pub struct Welcome {
     /// Size of the volume behind `durable`, in bytes. Where the agent's stream goes on with
     /// another one, it says so by a resize record.
     pub size_bytes: u64,
+    /// Who remembers less.
+    pub lineage: Lineage,
+    /// The agent has told in an earlier session that what it keeps of the differences is not to be
+    /// relied on by its next start ([`Standing::compare_next`]).
+    pub compare: bool,
 }
 
 /// Bit of the welcome's flags: [`Welcome::seeded`].
 const FLAG_SEEDED: u16 = 1;
+/// [`Lineage::SourceOlder`].
+const FLAG_SOURCE_OLDER: u16 = 2;
+/// [`Lineage::CollectorOlder`].
+const FLAG_COLLECTOR_OLDER: u16 = 4;
+/// [`Welcome::compare`].
+const FLAG_COMPARE: u16 = 8;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -182,9 +215,16 @@ const _: () = assert!(size_of::<WelcomeFixed>() == 72);
 impl Welcome {
     /// Appends the body.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        let lineage = match self.lineage {
+            Lineage::Same => 0,
+            Lineage::SourceOlder => FLAG_SOURCE_OLDER,
+            Lineage::CollectorOlder => FLAG_COLLECTOR_OLDER,
+        };
+        let seeded = if self.seeded { FLAG_SEEDED } else { 0 };
+        let compare = if self.compare { FLAG_COMPARE } else { 0 };
         let fixed = WelcomeFixed {
             version: WIRE_VERSION.into(),
-            flags: if self.seeded { FLAG_SEEDED } else { 0 }.into(),
+            flags: (seeded | lineage | compare).into(),
             timeline: self.timeline.0.into(),
             journal: self.journal.to_bytes(),
             epoch: self.epoch.0.into(),
@@ -214,6 +254,13 @@ impl Welcome {
         let counters = [fixed.epoch.get(), fixed.durable.get(), fixed.span_open.get(), times];
         check_counters(WHAT, &counters)?;
         check_size(WHAT, fixed.size_bytes.get())?;
+        let flags = fixed.flags.get();
+        let lineage = match flags & (FLAG_SOURCE_OLDER | FLAG_COLLECTOR_OLDER) {
+            0 => Lineage::Same,
+            FLAG_SOURCE_OLDER => Lineage::SourceOlder,
+            FLAG_COLLECTOR_OLDER => Lineage::CollectorOlder,
+            _ => return Err(DecodeError::field(WHAT, "both sides remember less")),
+        };
         Ok(Self {
             journal: JournalId::from_bytes(fixed.journal),
             timeline: Timeline(fixed.timeline.get()),
@@ -221,9 +268,11 @@ impl Welcome {
             durable: Seq(fixed.durable.get()),
             span_open: Seq(fixed.span_open.get()),
             window_bytes: fixed.window_bytes.get(),
-            seeded: fixed.flags.get() & FLAG_SEEDED != 0,
+            seeded: flags & FLAG_SEEDED != 0,
             last_time: WallMicros(fixed.last_time_us.get()),
             size_bytes: fixed.size_bytes.get(),
+            lineage,
+            compare: flags & FLAG_COMPARE != 0,
         })
     }
 }
@@ -252,7 +301,8 @@ fn check_size(what: &'static str, size_bytes: u64) -> Result<(), DecodeError> {
 pub enum RefuseReason {
     /// The peer broke the protocol.
     Protocol = 1,
-    /// A newer session of the volume exists.
+    /// Another agent has the volume: a newer session exists, or the one that lives is of another
+    /// run of an agent with the same identity.
     Fenced = 2,
     /// The collector can't write (disk full, I/O error); try again later.
     Unavailable = 3,
@@ -413,7 +463,8 @@ impl StandingState {
     }
 }
 
-/// The agent tells how its stream stands: after the welcome and at each change.
+/// The agent tells how its stream stands: after the welcome, at each change, and now and then as a
+/// sign of life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// How it stands.
@@ -424,14 +475,21 @@ pub struct Standing {
     pub since: WallMicros,
     /// How many bytes of the volume differ at most from what the stream says; 0 when none do.
     pub differing_bytes: u64,
+    /// The agent can't keep what may differ. If it ends now, its next start has to compare the
+    /// whole volume, and only the collector may be able to tell it so ([`Welcome::compare`]).
+    pub compare_next: bool,
 }
+
+/// Bit of a standing's flags: [`Standing::compare_next`].
+const FLAG_COMPARE_NEXT: u8 = 1;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct StandingFixed {
     state: u8,
     reason: u8,
-    reserved: [u8; 6],
+    flags: u8,
+    reserved: [u8; 5],
     since_us: U64,
     differing_bytes: U64,
 }
@@ -443,7 +501,8 @@ impl Standing {
         let fixed = StandingFixed {
             state: self.state as u8,
             reason: self.reason.map_or(0, |reason| reason as u8),
-            reserved: [0; 6],
+            flags: if self.compare_next { FLAG_COMPARE_NEXT } else { 0 },
+            reserved: [0; 5],
             since_us: self.since.0.into(),
             differing_bytes: self.differing_bytes.into(),
         };
@@ -467,9 +526,10 @@ impl Standing {
                     .ok_or_else(|| DecodeError::field(WHAT, format!("reason {number}")))?,
             ),
         };
-        let differing_bytes = fixed.differing_bytes.get();
-        check_counters(WHAT, &[fixed.since_us.get(), differing_bytes])?;
-        Ok(Self { state, reason, since: WallMicros(fixed.since_us.get()), differing_bytes })
+        let compare_next = fixed.flags & FLAG_COMPARE_NEXT != 0;
+        let (since, differing_bytes) = (fixed.since_us.get(), fixed.differing_bytes.get());
+        check_counters(WHAT, &[since, differing_bytes])?;
+        Ok(Self { state, reason, since: WallMicros(since), differing_bytes, compare_next })
     }
 }
 

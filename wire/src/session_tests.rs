@@ -13,6 +13,8 @@ fn welcome(durable: u64) -> Welcome {
         seeded: false,
         last_time: WallMicros(0),
         size_bytes: 1 << 20,
+        lineage: Lineage::Same,
+        compare: false,
     }
 }
 
@@ -32,8 +34,13 @@ fn a_number_from_which_nobody_can_count_on_is_refused() {
         let body = encoded(|out| timed.encode(out));
         assert_eq!(Welcome::decode(&body).is_ok(), is_good, "{number}");
         let since = WallMicros(number);
-        let standing =
-            Standing { state: StandingState::Whole, reason: None, since, differing_bytes: 0 };
+        let standing = Standing {
+            state: StandingState::Whole,
+            reason: None,
+            since,
+            differing_bytes: 0,
+            compare_next: false,
+        };
         let body = encoded(|out| standing.encode(out));
         assert_eq!(Standing::decode(&body).is_ok(), is_good, "{number}");
     }
@@ -44,6 +51,30 @@ fn a_welcome_says_what_lies_below_the_journal() {
     for seeded in [false, true] {
         let wanted = Welcome { seeded, last_time: WallMicros(12), ..welcome(0) };
         assert_eq!(Welcome::decode(&encoded(|out| wanted.encode(out))), Ok(wanted));
+    }
+}
+
+#[test]
+fn a_welcome_says_who_remembers_less_and_never_that_both_do() {
+    for lineage in [Lineage::Same, Lineage::SourceOlder, Lineage::CollectorOlder] {
+        for compare in [false, true] {
+            let wanted = Welcome { lineage, compare, ..welcome(3) };
+            assert_eq!(Welcome::decode(&encoded(|out| wanted.encode(out))), Ok(wanted));
+        }
+    }
+    let mut both = encoded(|out| welcome(3).encode(out));
+    both[2] = 6;
+    assert!(Welcome::decode(&both).is_err());
+}
+
+#[test]
+fn a_standing_says_that_the_next_start_has_to_compare() {
+    let since = WallMicros(3);
+    for compare_next in [false, true] {
+        let differing_bytes = 1 << 30;
+        let state = StandingState::Whole;
+        let wanted = Standing { state, reason: None, since, differing_bytes, compare_next };
+        assert_eq!(Standing::decode(&encoded(|out| wanted.encode(out))), Ok(wanted));
     }
 }
 

@@ -124,7 +124,11 @@ impl Capture {
     #[must_use]
     pub fn standing(&self) -> Standing {
         let standing = self.phases.standing(self.is_on());
-        Standing { differing_bytes: self.intent.differing_bytes(), ..standing }
+        Standing {
+            differing_bytes: self.intent.differing_bytes(),
+            compare_next: self.intent.is_failed(),
+            ..standing
+        }
     }
 
     /// Bytes per second that a copy may read from the backing store; `None` when there is no
@@ -181,7 +185,10 @@ impl Capture {
             CopyCause::Initial
             | CopyCause::Seeded
             | CopyCause::Gap(
-                GapReason::CollectorBehind | GapReason::SourceBehind | GapReason::OutsideChange,
+                GapReason::CollectorBehind
+                | GapReason::SourceBehind
+                | GapReason::OutsideChange
+                | GapReason::MapInDoubt,
             ) => self.intent.doubt_all(),
             // Of what a predecessor has missed, or its copy has not brought, the bits are left.
             CopyCause::Gap(GapReason::RingLost | GapReason::CopyInterrupted) => {
@@ -235,6 +242,7 @@ impl Capture {
     pub fn ask_whole_copy(&self) {
         self.intent.doubt_all();
         self.phases.ask_copy();
+        self.desk.look_again();
     }
 
     /// A person wants what is marked in the map to be made equal. Nothing is to be done when
@@ -242,6 +250,7 @@ impl Capture {
     pub fn ask_copy(&self) {
         if self.intent.differing_bytes() > 0 {
             self.phases.ask_copy();
+            self.desk.look_again();
         }
     }
 

@@ -158,7 +158,8 @@ impl Phases {
             }
             _ => (StandingState::Paused, Some(GapReason::Paused)),
         };
-        Standing { state: of_phase, reason, since: state.since, differing_bytes: 0 }
+        let since = state.since;
+        Standing { state: of_phase, reason, since, differing_bytes: 0, compare_next: false }
     }
 
     /// Runs `act` with the phase, which stays as it is meanwhile.

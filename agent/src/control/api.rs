@@ -93,6 +93,9 @@ pub struct VolumeStatus {
     pub standing: VolumeStanding,
     /// There is a connection to the collector.
     pub connected: bool,
+    /// The collector answers and does not take it; a note says why.
+    #[serde(default)]
+    pub refused: bool,
     /// It is removed and waits for its last user.
     pub leaving: bool,
     /// NBD connections and open files of it.

@@ -43,7 +43,9 @@ pub fn resized(old_bytes: u64, new_bytes: u64) -> String {
 
 fn row(volume: &VolumeStatus) -> [String; 6] {
     let mut state = standing(&volume.standing);
-    if !volume.connected {
+    if volume.refused {
+        state.push_str(", refused by the collector");
+    } else if !volume.connected {
         state.push_str(", collector not reached");
     }
     if volume.leaving {
@@ -107,6 +109,7 @@ mod tests {
             size_bytes: 3 << 29,
             standing,
             connected: notes.is_empty(),
+            refused: notes.len() > 1,
             leaving: !notes.is_empty(),
             users: 2,
             ring_used_bytes: 17,

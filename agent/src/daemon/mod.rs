@@ -13,6 +13,7 @@ mod instance;
 mod log_files;
 mod memory;
 mod notify;
+mod numbers;
 pub mod open;
 mod owner;
 mod placement;
@@ -36,6 +37,7 @@ use tidemark_block::engine::socket::{Address, Listener};
 use tidemark_block::engine::{ExecutorConfig, Workers};
 use tidemark_block::fuse::{Directory, FuseConfig};
 use tidemark_block::nbd::{Server, ServerConfig};
+use tidemark_wire::AgentRun;
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
@@ -79,6 +81,7 @@ pub fn run(config: Config, config_path: &Path) -> anyhow::Result<()> {
     let exports = Arc::new(ExportList::new());
     let around = Surroundings {
         agent,
+        run: AgentRun::from_random(random.bytes()),
         collector: config.collector.clone(),
         clock: Arc::clone(&clock),
         random,

@@ -20,7 +20,7 @@ use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 use super::holder;
 use super::log_files::StateDirLog;
 use super::restart::{self, Restart, Started};
-use crate::backing_mark::{self, Backing, Change, Ending, MarkKeeper};
+use crate::backing_mark::{self, Backing, Change, Ending, MarkKeeper, STALE, STALE_IN_BOOT};
 use crate::capture::Capture;
 use crate::clock::Clock;
 use crate::config::{Config, VolumeConfig};
@@ -225,7 +225,11 @@ fn look_at_backing(
             let ending = Ending::Killed { last_record: ring.last_time() };
             backing_mark::judge(MarkKeeper::found(mark_path).as_ref(), &now, ending)
         }
-        Restart::PowerCut => backing_mark::judge(kept, &now, Ending::PowerCut),
+        Restart::PowerCut => {
+            let recent = MarkKeeper::found(mark_path).filter(|mark| mark.boot_id == now.boot_id);
+            let stale = if recent.is_some() { STALE_IN_BOOT } else { STALE };
+            backing_mark::judge(recent.as_ref().or(kept), &now, Ending::PowerCut { stale })
+        }
     };
     if let Err(error) = backing.name_generation(random.bytes()) {
         // Its other marks tell nearly as much, and a full file system must not stop a disk.

@@ -15,9 +15,10 @@ use anyhow::Context;
 use tidemark_block::engine::socket::Address;
 use tidemark_block::engine::{Executor, ExecutorConfig, WorkersHandle};
 use tidemark_block::store::UringStore;
-use tidemark_wire::{AgentId, Seq};
+use tidemark_wire::{AgentId, AgentRun, Seq};
 
 use super::log_files::StateDirLog;
+use super::numbers::Numbers;
 use super::open::OpenVolume;
 use super::restart::Started;
 use crate::backing_mark::MarkKeeper;
@@ -54,6 +55,7 @@ pub(super) type ProtectedVolume = Volume<UringStore>;
 #[derive(Clone)]
 pub(super) struct Surroundings {
     pub(super) agent: AgentId,
+    pub(super) run: AgentRun,
     pub(super) collector: Address,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) random: Arc<dyn Random>,
@@ -70,8 +72,7 @@ pub(super) struct Running {
     started: Started,
     log: StateDirLog,
     next: Next,
-    /// The last try to reserve numbers failed, which was said.
-    cannot_reserve: bool,
+    numbers: Numbers,
     /// The last try to keep the mark failed, which was said.
     cannot_mark: bool,
     size: SizeWatch,
@@ -116,6 +117,9 @@ impl Running {
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: around.agent,
+            run: around.run,
+            // The reservation of this start is the last one by now.
+            first: Seq(state.get().reserved_until.0 - SEQ_RESERVATION),
             clock: Arc::clone(&around.clock),
             random: Arc::clone(&around.random),
         };
@@ -129,6 +133,7 @@ impl Running {
         around.workers.spawn_on(worker, move || copy::verify::run(verified, timer));
         let (kept, timer) = (Arc::clone(&volume), EngineTimer::new(Arc::clone(&around.clock)));
         around.workers.spawn_on(worker, move || upkeep::run(kept, timer));
+        let numbers = Numbers::new(volume.capture().ring(), around.clock.monotonic());
         Ok(Self {
             volume,
             state,
@@ -138,7 +143,7 @@ impl Running {
             started,
             log,
             next: Next::after(around.clock.monotonic()),
-            cannot_reserve: false,
+            numbers,
             cannot_mark: false,
             size: SizeWatch::default(),
         })
@@ -170,6 +175,11 @@ impl Running {
         self.shipper.is_connected()
     }
 
+    /// Why the collector refuses it, in its words.
+    pub(super) fn refused(&self) -> Option<String> {
+        self.shipper.refused()
+    }
+
     /// Its write-intent log, as a person sees it.
     pub(super) fn intent_status(&self) -> IntentStatus {
         let figures = self.volume.intent().figures();
@@ -189,8 +199,8 @@ impl Running {
 
     /// Does what has to be done now and then.
     pub(super) fn keep(&mut self, clock: &dyn Clock) {
-        self.reserve_ahead();
-        let now = clock.monotonic();
+        let (now, ring) = (clock.monotonic(), self.volume.capture().ring());
+        self.numbers.keep(self.volume.name(), &self.state, ring, now);
         if now >= self.next.mark {
             self.next.mark = now + SWEEP_EVERY;
             self.keep_mark_for_power_cut();
@@ -276,37 +286,6 @@ impl Running {
     /// The volume has taken the size that was found, or can't.
     pub(super) fn note_resize(&mut self, is_done: bool) {
         self.size.refused = (!is_done).then_some(self.size.found);
-    }
-
-    /// Keeps at least half of a reservation ahead of the numbers in use. Where that fails, the
-    /// numbers run out at some point, and the volume goes on without capture.
-    fn reserve_ahead(&mut self) {
-        let ring = self.volume.capture().ring();
-        let next = ring.next_seq();
-        if next.0 + SEQ_RESERVATION / 2 <= self.state.get().reserved_until.0 {
-            return;
-        }
-        let until = Seq(next.0 + SEQ_RESERVATION);
-        let last_time = ring.last_time();
-        let kept = self.state.update(|state| {
-            state.reserved_until = state.reserved_until.max(until);
-            state.last_time = state.last_time.max(last_time);
-        });
-        match kept {
-            Ok(()) => {
-                ring.set_seq_limit(until);
-                self.cannot_reserve = false;
-            }
-            Err(error) if !self.cannot_reserve => {
-                tracing::error!(
-                    volume = self.volume.name(),
-                    "can't reserve more record numbers: {error}; make room there, or changes will \
-                     not be captured any more"
-                );
-                self.cannot_reserve = true;
-            }
-            Err(_) => {}
-        }
     }
 
     /// Sets the most that a copy reads in a second.

@@ -313,6 +313,8 @@ fn status(entry: &Entry) -> VolumeStatus {
         notes.push("no direct I/O on its backing store: the page cache is used".to_owned());
     }
     notes.extend(entry.attachment.note());
+    let refused = running.refused();
+    notes.extend(refused.iter().map(|why| format!("the collector refuses it: {why}")));
     notes.push(running.started().to_string());
     if running.intent_status().failed {
         notes.push(
@@ -328,6 +330,7 @@ fn status(entry: &Entry) -> VolumeStatus {
         size_bytes: volume.size_bytes(),
         standing: running.standing(),
         connected: running.is_connected(),
+        refused: refused.is_some(),
         leaving,
         users: users as u64,
         ring_used_bytes: volume.capture().ring().used().bytes,

@@ -6,15 +6,13 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, TryRecvError, bounded};
-use tidemark_wire::Seq;
-
 use super::incoming::{Event, StreamError, greet, read_events, receive_welcome};
 use super::link::Dial;
 use super::pauses::{Next, Pauses};
-use super::stream::{Session, Wait, hello};
-use super::{Drained, ShipperParts, StopSignal};
+use super::stream::{Past, Session, Wait, hello};
+use super::{Drained, Refused, ShipperParts, StopSignal};
 use crate::ring::Consumer;
+use crossbeam_channel::{Receiver, TryRecvError, bounded};
 
 /// Messages of the collector that wait to be looked at, at most; then its reader waits.
 const EVENTS_MAX: usize = 256;
@@ -27,17 +25,24 @@ pub(super) fn run(
     dial: &dyn Dial,
     mut consumer: Consumer,
     stop: &StopSignal,
+    refused: &Refused,
 ) -> Drained {
     let mut pauses = Pauses::new(dial.peer());
-    let mut sent = None;
+    let mut past = Past::new(parts);
     loop {
         match pauses.next(parts, &mut consumer, stop.orders()) {
             Next::Done(drained) => return drained,
             Next::Rest(left) => parts.clock.sleep(left.min(LOOK_EVERY)),
-            Next::Dial => match serve(parts, dial, &mut consumer, &mut sent, stop) {
-                Ok(drained) => return drained,
-                Err(error) => pauses.begin(parts, &error),
-            },
+            Next::Dial => {
+                let ended = serve(parts, dial, &mut consumer, &mut past, (stop, refused));
+                match ended {
+                    Ok(drained) => return drained,
+                    Err(error) => {
+                        pauses.begin(parts, &error);
+                        refused.note(error.refusal());
+                    }
+                }
+            }
         }
     }
 }
@@ -47,15 +52,16 @@ fn serve(
     parts: &ShipperParts,
     dial: &dyn Dial,
     consumer: &mut Consumer,
-    sent: &mut Option<Seq>,
-    stop: &StopSignal,
+    past: &mut Past,
+    (stop, refused): (&StopSignal, &Refused),
 ) -> Result<Drained, StreamError> {
     let mut link = dial.dial().map_err(StreamError::Dial)?;
     let closer = stop.guard(link.closer);
-    let hello = hello(parts);
+    let hello = hello(parts, past);
     greet(&hello, link.writer.as_mut())?;
     let welcome = receive_welcome(link.reader.as_mut())?;
-    let mut session = Session::open(parts, consumer, sent, &hello, &welcome)?;
+    refused.note(None);
+    let mut session = Session::open(parts, consumer, past, &hello, &welcome)?;
     let (events, inbox) = bounded(EVENTS_MAX);
     let (mut reader, writer) = (link.reader, link.writer.as_mut());
     thread::scope(|scope| {

@@ -48,15 +48,19 @@ impl StreamError {
         !matches!(&**end, Self::Refused(refuse) if refuse.reason == RefuseReason::Fenced)
     }
 
-    /// How long the next try waits at least.
-    pub(super) fn pause_min(&self) -> Option<Duration> {
+    /// What the collector said, when it refused the session.
+    pub(super) fn refusal(&self) -> Option<&Refuse> {
         match self {
-            Self::Refused(refuse) => {
-                (refuse.reason == RefuseReason::Retired).then_some(RETIRED_PAUSE)
-            }
-            Self::Served(end) => end.pause_min(),
+            Self::Refused(refuse) => Some(refuse),
+            Self::Served(end) => end.refusal(),
             Self::Dial(_) | Self::Lost(_) | Self::Protocol(_) | Self::State(_) => None,
         }
+    }
+
+    /// How long the next try waits at least.
+    pub(super) fn pause_min(&self) -> Option<Duration> {
+        let is_retired = |refuse: &&Refuse| refuse.reason == RefuseReason::Retired;
+        self.refusal().filter(is_retired).map(|_| RETIRED_PAUSE)
     }
 }
 

@@ -28,7 +28,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tidemark_wire::{AgentId, Seq, VolumeId};
+use tidemark_wire::session::Refuse;
+use tidemark_wire::{AgentId, AgentRun, Seq, VolumeId};
 
 use crate::capture::Capture;
 use crate::capture::phase::Phase;
@@ -62,6 +63,10 @@ pub struct ShipperParts {
     pub state: Arc<KeptState>,
     /// Identity of this agent.
     pub agent: AgentId,
+    /// Its process.
+    pub run: AgentRun,
+    /// The first number that this process may give to a record.
+    pub first: Seq,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Randomness, for the pauses.
@@ -71,7 +76,23 @@ pub struct ShipperParts {
 /// A running shipper.
 pub struct Shipper {
     stop: Arc<StopSignal>,
+    refused: Arc<Refused>,
     thread: JoinHandle<Drained>,
+}
+
+/// Why the collector serves no session, as it said last.
+#[derive(Default)]
+struct Refused(Mutex<Option<String>>);
+
+impl Refused {
+    fn note(&self, refuse: Option<&Refuse>) {
+        *self.get() = refuse.map(|refuse| refuse.text.clone());
+    }
+
+    fn get(&self) -> MutexGuard<'_, Option<String>> {
+        // What it holds is replaced whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Whether every change was acknowledged when the shipper stopped.
@@ -159,18 +180,24 @@ impl Shipper {
     /// When the ring has a consumer already: a programmer's mistake.
     pub fn start(parts: ShipperParts, dial: Box<dyn Dial>) -> std::io::Result<Self> {
         let consumer = parts.capture.ring().consumer().expect("a ring has one shipper");
-        let stop = Arc::new(StopSignal::default());
-        let signal = Arc::clone(&stop);
+        let (stop, refused) = (Arc::new(StopSignal::default()), Arc::new(Refused::default()));
+        let (signal, said) = (Arc::clone(&stop), Arc::clone(&refused));
         let thread = std::thread::Builder::new()
             .name(format!("ship-{}", parts.capture.name()))
-            .spawn(move || driver::run(&parts, dial.as_ref(), consumer, &signal))?;
-        Ok(Self { stop, thread })
+            .spawn(move || driver::run(&parts, dial.as_ref(), consumer, &signal, &said))?;
+        Ok(Self { stop, refused, thread })
     }
 
     /// True while there is a connection to the collector.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.stop.closer().is_some()
+    }
+
+    /// Why the collector refuses the volume, in its words; `None` while it does not.
+    #[must_use]
+    pub fn refused(&self) -> Option<String> {
+        self.refused.get().clone()
     }
 
     /// Lets the thread end once everything in the ring is acknowledged; does not wait for it.

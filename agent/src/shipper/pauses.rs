@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tidemark_wire::session::RefuseReason;
+
 use super::incoming::StreamError;
 use super::{Drained, Orders, PAUSE_MAX, ShipperParts, is_drained};
 use crate::random::Random;
@@ -10,6 +12,12 @@ use crate::ring::Consumer;
 
 /// First pause after a failed connection.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
+
+/// An agent that is fenced for so many sessions in a row is not just restarted; from then on it asks
+/// seldom, and the other one is left alone.
+const FENCED_QUICK: u32 = 8;
+/// Pause of an agent that is fenced.
+const FENCED_PAUSE: Duration = Duration::from_secs(60);
 
 /// What the driver does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +36,15 @@ pub struct Pauses {
     pause: Duration,
     until: Option<Duration>,
     said: String,
+    /// Sessions in a row that the collector refused for another agent's.
+    fenced: u32,
 }
 
 impl Pauses {
     /// For sessions with `peer`, which is only a name; the first one begins at once.
     #[must_use]
     pub fn new(peer: String) -> Self {
-        Self { peer, pause: PAUSE_MIN, until: None, said: String::new() }
+        Self { peer, pause: PAUSE_MIN, until: None, said: String::new(), fenced: 0 }
     }
 
     /// A session ended, or did not come about.
@@ -51,8 +61,29 @@ impl Pauses {
             self.said = text;
         }
         let longer = error.pause_min().unwrap_or(self.pause).max(self.pause);
+        let longer = longer.max(self.fenced_pause(parts, error));
         self.until = Some(parts.clock.monotonic() + jittered(longer, parts.random.as_ref()));
         self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+
+    fn fenced_pause(&mut self, parts: &ShipperParts, error: &StreamError) -> Duration {
+        match error.refusal() {
+            Some(refuse) if refuse.reason == RefuseReason::Fenced => self.fenced += 1,
+            // A collector that can't be reached says nothing about the other agent.
+            None if matches!(error, StreamError::Dial(_)) => {}
+            _ => self.fenced = 0,
+        }
+        if self.fenced < FENCED_QUICK {
+            return Duration::ZERO;
+        }
+        if self.fenced == FENCED_QUICK {
+            tracing::error!(
+                volume = parts.capture.name(),
+                "the volume is fenced: another agent protects it, and nothing of this disk is \
+                 sent; the collector is asked once a minute from here on"
+            );
+        }
+        FENCED_PAUSE
     }
 
     /// What to do now.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use tidemark_wire::body::GapReason;
-use tidemark_wire::session::{Hello, Welcome};
+use tidemark_wire::session::{Hello, Lineage, Welcome};
 use tidemark_wire::{JournalId, Seq, SessionToken};
 
 use crate::capture::phase::{CopyCause, Phase};
@@ -28,8 +28,12 @@ pub struct Known {
     pub copied: bool,
     /// What the capture does in this process.
     pub phase: Phase,
-    /// The last record that this process sent to that journal; `None` before its first session.
-    pub sent: Option<Seq>,
+    /// The last record that may have been sent: by this process, and before its first session by
+    /// those before it, which used no number beyond their reservation.
+    pub sent: Seq,
+    /// No session of this process was opened yet: what it knows of the differences is what its
+    /// predecessor kept.
+    pub is_first: bool,
 }
 
 /// Judges a welcome.
@@ -38,6 +42,16 @@ pub struct Known {
 /// and was not seeded. Every other copy compares, whatever the collector holds.
 #[must_use]
 pub fn judge(hello: &Hello, welcome: &Welcome, known: &Known) -> Verdict {
+    match judge_stream(hello, welcome, known) {
+        // The stream goes on, but what it did not bring is not known.
+        Verdict::Resume | Verdict::ResumeAndCopy(_) if welcome.compare && known.is_first => {
+            Verdict::ResumeAndCopy(CopyCause::Gap(GapReason::MapInDoubt))
+        }
+        verdict => verdict,
+    }
+}
+
+fn judge_stream(hello: &Hello, welcome: &Welcome, known: &Known) -> Verdict {
     let durable = welcome.durable;
     let first = if welcome.seeded { CopyCause::Seeded } else { CopyCause::Initial };
     if durable == Seq(0) && (hello.journal != welcome.journal || hello.released > Seq(0)) {
@@ -48,11 +62,18 @@ pub fn judge(hello: &Hello, welcome: &Welcome, known: &Known) -> Verdict {
         let never_sent = hello.journal == JournalId::NIL;
         return anew(if never_sent { GapReason::SourceBehind } else { GapReason::CollectorBehind });
     }
+    match welcome.lineage {
+        Lineage::Same => {}
+        _ if durable == Seq(0) => return Verdict::CopyAnew(first),
+        Lineage::SourceOlder => return anew(GapReason::SourceBehind),
+        Lineage::CollectorOlder => return anew(GapReason::CollectorBehind),
+    }
     if durable < hello.released {
         return anew(GapReason::CollectorBehind);
     }
-    // Also what another agent sent in between, a clone of this machine, under numbers of ours.
-    if durable > hello.newest || known.sent.is_some_and(|sent| durable > sent) {
+    // What another agent sent in between, a clone of this machine, or this one before it was put
+    // back to an older state: numbers of ours, but not our records.
+    if durable > hello.newest || durable > known.sent {
         return anew(GapReason::SourceBehind);
     }
     let ended = |end: Option<Seq>| end.is_some_and(|end| end <= durable);

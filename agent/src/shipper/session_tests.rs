@@ -1,5 +1,6 @@
 use super::*;
-use tidemark_wire::{AgentId, Epoch, Timeline, VolumeId, WallMicros};
+use proptest::prelude::*;
+use tidemark_wire::{AgentId, AgentRun, Epoch, Timeline, VolumeId, WallMicros};
 
 const OURS: JournalId = JournalId::from_bytes([1; 16]);
 const OTHER: JournalId = JournalId::from_bytes([2; 16]);
@@ -17,6 +18,7 @@ fn hello(journal: JournalId, released: u64, newest: u64) -> Hello {
         size_bytes: 4096,
         block_bytes: 512,
         name: String::new(),
+        run: AgentRun::default(),
     }
 }
 
@@ -31,6 +33,8 @@ fn welcome(journal: JournalId, durable: u64, span_open: u64) -> Welcome {
         seeded: false,
         last_time: WallMicros(0),
         size_bytes: 1 << 20,
+        lineage: Lineage::Same,
+        compare: false,
     }
 }
 
@@ -39,7 +43,7 @@ fn copying(first: u64) -> Phase {
 }
 
 fn known(copied: bool, phase: Phase) -> Known {
-    Known { copied, phase, sent: None }
+    Known { copied, phase, sent: Seq(1 << 40), is_first: false }
 }
 
 #[test]
@@ -91,7 +95,7 @@ fn a_first_copy_that_was_interrupted_goes_on_as_a_comparison() {
     assert_eq!(verdict, Verdict::Resume, "the copy that is wanted compares");
     // The collector was killed: the copy that runs goes on, since its begin has arrived.
     let first = Phase::Copying { first: Seq(4), cause: CopyCause::Initial };
-    let known = Known { sent: Some(Seq(60)), ..known(false, first) };
+    let known = Known { sent: Seq(60), ..known(false, first) };
     let verdict = judge(&hello(OURS, 40, 900), &welcome(OURS, 50, 4), &known);
     assert_eq!(verdict, Verdict::Resume);
 }
@@ -183,12 +187,102 @@ fn outside_of_a_span_only_a_whole_copy_is_continued() {
 
 #[test]
 fn records_that_another_agent_sent_are_noticed() {
-    let known = Known { copied: true, phase: WHOLE, sent: Some(Seq(14)) };
+    let known = Known { sent: Seq(14), ..known(true, WHOLE) };
     assert_eq!(judge(&hello(OURS, 10, 20), &welcome(OURS, 14, 0), &known), Verdict::Resume);
     assert_eq!(
         judge(&hello(OURS, 10, 20), &welcome(OURS, 15, 0), &known),
         Verdict::CopyAnew(CopyCause::Gap(GapReason::SourceBehind))
     );
+}
+
+#[test]
+fn who_remembers_less_decides_before_any_number_does() {
+    let gap = |reason| Verdict::CopyAnew(CopyCause::Gap(reason));
+    for (lineage, reason) in [
+        (Lineage::SourceOlder, GapReason::SourceBehind),
+        (Lineage::CollectorOlder, GapReason::CollectorBehind),
+    ] {
+        for (durable, span_open) in [(10, 0), (15, 0), (20, 0), (15, 12)] {
+            for phase in [WHOLE, copying(12), Phase::Wanted(CopyCause::Asked), Phase::Paused] {
+                let welcome = Welcome { lineage, ..welcome(OURS, durable, span_open) };
+                let verdict = judge(&hello(OURS, 10, 20), &welcome, &known(true, phase));
+                assert_eq!(verdict, gap(reason), "{welcome:?} {phase:?}");
+            }
+        }
+        let empty = Welcome { lineage, ..welcome(OURS, 0, 0) };
+        let verdict = judge(&hello(OURS, 0, 20), &empty, &known(false, WHOLE));
+        assert_eq!(verdict, Verdict::CopyAnew(CopyCause::Initial));
+        let seeded = Welcome { seeded: true, ..empty };
+        let verdict = judge(&hello(OURS, 0, 20), &seeded, &known(true, WHOLE));
+        assert_eq!(verdict, Verdict::CopyAnew(CopyCause::Seeded), "never taken as zeroes");
+    }
+}
+
+#[test]
+fn records_under_numbers_of_this_process_from_before_its_first_session_are_another_ones() {
+    // The state file was put back to one from before: its numbers were used by then.
+    let first = Known { sent: Seq(14), is_first: true, ..known(true, WHOLE) };
+    let behind = Verdict::CopyAnew(CopyCause::Gap(GapReason::SourceBehind));
+    assert_eq!(judge(&hello(OURS, 10, 20), &welcome(OURS, 15, 0), &first), behind);
+    assert_eq!(judge(&hello(OURS, 10, 20), &welcome(OURS, 14, 0), &first), Verdict::Resume);
+}
+
+#[test]
+fn a_map_that_could_not_be_kept_makes_the_first_session_compare() {
+    let asked = Welcome { compare: true, ..welcome(OURS, 15, 0) };
+    let hello = hello(OURS, 10, 20);
+    let whole = Verdict::ResumeAndCopy(CopyCause::Gap(GapReason::MapInDoubt));
+    for phase in [WHOLE, Phase::Wanted(CopyCause::Gap(GapReason::RingLost)), copying(12)] {
+        let first = Known { is_first: true, ..known(true, phase) };
+        assert_eq!(judge(&hello, &asked, &first), whole, "{phase:?}");
+        assert_eq!(judge(&hello, &asked, &known(true, phase)), Verdict::Resume, "{phase:?}");
+    }
+}
+
+fn phases() -> impl Strategy<Value = Phase> {
+    let seq = || (0u64..40).prop_map(Seq);
+    prop_oneof![
+        prop::option::of(seq()).prop_map(|copy_end| Phase::Whole { copy_end }),
+        Just(Phase::Wanted(CopyCause::Initial)),
+        Just(Phase::Wanted(CopyCause::Gap(GapReason::RingLost))),
+        seq().prop_map(|first| Phase::Copying { first, cause: CopyCause::Asked }),
+        Just(Phase::Paused),
+    ]
+}
+
+fn lineages() -> impl Strategy<Value = Lineage> {
+    prop_oneof![
+        4 => Just(Lineage::Same),
+        1 => Just(Lineage::SourceOlder),
+        1 => Just(Lineage::CollectorOlder),
+    ]
+}
+
+proptest! {
+    /// What the verdicts promise, for anything that two sides may say.
+    #[test]
+    fn a_stream_goes_on_only_where_it_continues(
+        (released, more, durable, sent) in (0u64..30, 0u64..10, 0u64..40, 0u64..40),
+        (span_open, timeline) in (prop_oneof![Just(0u64), 1u64..40], 1u32..3),
+        (is_ours, copied, seeded, compare, is_first) in any::<(bool, bool, bool, bool, bool)>(),
+        (phase, lineage) in (phases(), lineages()),
+    ) {
+        let hello = hello(OURS, released, released + more);
+        let welcome = Welcome {
+            timeline: Timeline(timeline), seeded, compare, lineage,
+            ..welcome(if is_ours { OURS } else { OTHER }, durable, span_open)
+        };
+        let verdict = judge(&hello, &welcome, &Known { copied, phase, sent: Seq(sent), is_first });
+        match verdict {
+            Verdict::Resume | Verdict::ResumeAndCopy(_) => {
+                prop_assert!(is_ours && timeline == 1 && lineage == Lineage::Same);
+                prop_assert!((released..=released + more).contains(&durable) && durable <= sent);
+                prop_assert!(verdict != Verdict::Resume || !(compare && is_first));
+            }
+            Verdict::CopyAnew(CopyCause::Initial) => prop_assert!(durable == 0 && !seeded),
+            Verdict::CopyAnew(_) => {}
+        }
+    }
 }
 
 #[test]

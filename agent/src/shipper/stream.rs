@@ -10,8 +10,8 @@ use tidemark_block::ByteRange;
 use tidemark_wire::body::GapReason;
 use tidemark_wire::frame::{self, FrameKind};
 use tidemark_wire::limits::VOLUME_BYTES_MAX;
-use tidemark_wire::session::{Hello, Progress, Welcome};
-use tidemark_wire::{RecordHeader, RecordKind, Seq};
+use tidemark_wire::session::{Hello, Lineage, Progress, Welcome};
+use tidemark_wire::{Epoch, RecordHeader, RecordKind, Seq};
 
 use super::batch::{Batch, FrameContext};
 use super::incoming::{Event, StreamError};
@@ -34,9 +34,27 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often the log says so.
 const PROGRESS_LOG_EVERY: Duration = Duration::from_secs(30);
 
+/// What the sessions of this process have come to.
+pub struct Past {
+    /// The last record that may have been sent, see [`Known::sent`].
+    sent: Seq,
+    /// Epoch of the newest session, also where the state file could not keep it.
+    epoch: Epoch,
+    /// None was opened yet.
+    is_first: bool,
+}
+
+impl Past {
+    /// Before the first session.
+    #[must_use]
+    pub fn new(parts: &ShipperParts) -> Self {
+        Self { sent: Seq(parts.first.0.saturating_sub(1)), epoch: Epoch(0), is_first: true }
+    }
+}
+
 /// What a session is asked for with.
 #[must_use]
-pub fn hello(parts: &ShipperParts) -> Hello {
+pub fn hello(parts: &ShipperParts, past: &Past) -> Hello {
     let (capture, facts, state) = (&parts.capture, &parts.facts, parts.state.get());
     let released = capture.ring().released_seq().max(state.released);
     Hello {
@@ -44,12 +62,33 @@ pub fn hello(parts: &ShipperParts) -> Hello {
         volume: facts.id,
         journal: state.journal,
         timeline: state.timeline,
-        epoch: state.epoch,
+        epoch: state.epoch.max(past.epoch),
         released,
         newest: Seq(capture.ring().next_seq().0.saturating_sub(1)).max(released),
         size_bytes: capture.size_bytes(),
         block_bytes: facts.block_bytes,
         name: capture.name().to_owned(),
+        run: parts.run,
+    }
+}
+
+/// Says what a person has to know of a machine or a collector that was put back.
+fn warn_of_lineage(volume: &str, hello: &Hello, welcome: &Welcome) {
+    let (epoch, durable) = (hello.epoch, welcome.durable);
+    match welcome.lineage {
+        Lineage::Same => {}
+        Lineage::SourceOlder => tracing::error!(
+            volume,
+            "the collector has heard later sessions than {epoch}, the last one that is remembered \
+             here: this machine was put back to an older state, or is a copy of another one; the \
+             states up to record {durable} stay as they are, and the disk is compared whole"
+        ),
+        Lineage::CollectorOlder => tracing::error!(
+            volume,
+            "the collector does not know of session {epoch}, or holds less than it had \
+             acknowledged: its data was put back to an older copy; its states up to record \
+             {durable} are good, later ones are lost, and the disk is compared whole"
+        ),
     }
 }
 
@@ -103,7 +142,7 @@ pub struct Session<'a> {
     /// Last record that was sent, or that the collector held at the start.
     last_sent: Seq,
     /// The same for the sessions to come; also counts what may have been sent.
-    sent: &'a mut Option<Seq>,
+    past: &'a mut Past,
     acknowledged: Seq,
     /// First record of a span that was sent and not acknowledged.
     span_sent: Option<Seq>,
@@ -124,7 +163,7 @@ impl<'a> Session<'a> {
     pub fn open(
         parts: &'a ShipperParts,
         consumer: &mut Consumer,
-        sent: &'a mut Option<Seq>,
+        past: &'a mut Past,
         hello: &Hello,
         welcome: &Welcome,
     ) -> Result<Self, StreamError> {
@@ -132,9 +171,11 @@ impl<'a> Session<'a> {
         let known = Known {
             copied: parts.state.get().copied,
             phase: capture.phases().phase(),
-            sent: *sent,
+            sent: past.sent,
+            is_first: past.is_first,
         };
         let verdict = sized(judge(hello, welcome, &known), capture, consumer, welcome);
+        warn_of_lineage(capture.name(), hello, welcome);
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;
@@ -163,7 +204,7 @@ impl<'a> Session<'a> {
                     format!("; a copy is made: {}", cause.text()),
             }
         );
-        *sent = Some(welcome.durable);
+        *past = Past { sent: welcome.durable, epoch: welcome.epoch, is_first: false };
         capture.desk().send_again();
         capture.phases().welcomed();
         let mut session = Self {
@@ -173,7 +214,7 @@ impl<'a> Session<'a> {
             tokens: PendingTokens::default(),
             batch: Batch::default(),
             last_sent: welcome.durable,
-            sent,
+            past,
             acknowledged: welcome.durable,
             span_sent: None,
             drop_until,
@@ -373,7 +414,7 @@ impl<'a> Session<'a> {
             token: self.tokens.take_passed(consumer.cursor().0),
         };
         if let Some(last) = self.batch.last() {
-            *self.sent = Some(last);
+            self.past.sent = last;
         }
         let bytes = self.batch.send(&context, consumer, writer).map_err(StreamError::Lost)?;
         if let Some(last) = self.batch.last() {

@@ -16,7 +16,8 @@ use super::incoming::StreamError;
 use super::stream::say;
 use crate::capture::verification::VerifyWish;
 
-/// How often the collector is told figures that change all the time.
+/// How often the collector is told figures that change all the time, and how the stream stands also
+/// when nothing has changed: that tells an agent that is there from a connection that is dead.
 const FIGURES_EVERY: Duration = Duration::from_secs(1);
 
 /// What one session owes the collector.
@@ -67,7 +68,7 @@ impl Wishes {
         let standing = parts.capture.standing();
         let is_said = |(told, at): (Standing, Duration)| {
             let figures = (standing.differing_bytes, told.differing_bytes);
-            let is_late = figures.0 != figures.1 && now >= at + FIGURES_EVERY;
+            let is_late = now >= at + FIGURES_EVERY;
             let turns = (figures.0 == 0) != (figures.1 == 0);
             let same = Standing { differing_bytes: told.differing_bytes, ..standing } == told;
             same && !turns && !is_late

@@ -154,6 +154,10 @@ impl<S: Store> Volume<S> {
             Ok(size_bytes) if size_bytes < range.end() => {
                 DeviceError::OutOfRange { range, size_bytes }
             }
+            // It did when it was read, and a write behind that has made it grow again.
+            Ok(size_bytes) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                DeviceError::OutOfRange { range, size_bytes: size_bytes.min(range.start()) }
+            }
             _ => DeviceError::io(range, error),
         }
     }

@@ -31,8 +31,10 @@ use tidemark_wire::compare::{
 };
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
 use tidemark_wire::instruct::{Instruct, InstructKind, Obeyed, Verified};
-use tidemark_wire::session::{Ack, Hello, Standing, Welcome};
-use tidemark_wire::{AgentId, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros};
+use tidemark_wire::session::{Ack, Hello, Lineage, Standing, Welcome};
+use tidemark_wire::{
+    AgentId, AgentRun, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros,
+};
 
 /// Several parts for each lane, and a short last node.
 pub(crate) const DISK_BYTES: u64 = (160 << 20) + (70 << 10);
@@ -135,6 +137,8 @@ impl Collector {
                 seeded: kept.seeded,
                 last_time: kept.last_time,
                 size_bytes: DISK_BYTES,
+                lineage: Lineage::Same,
+                compare: false,
             }
         };
         send(&stream, FrameKind::Welcome, |body| welcome.encode(body)).ok()?;
@@ -364,6 +368,8 @@ impl Ground {
             agent: AgentId::from_bytes([1; 16]),
             clock: Arc::clone(&clock),
             random,
+            run: AgentRun::default(),
+            first,
         };
         let shipper = Shipper::start(parts, Box::new(collector.clone())).unwrap();
         Agent { volume, state, shipper, workers, clock }

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tidemark_agent::shipper::link::receive_frame;
 use tidemark_wire::compare::{Compare, Differ};
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
-use tidemark_wire::session::{Ack, Hello, Welcome};
+use tidemark_wire::session::{Ack, Hello, Lineage, Welcome};
 use tidemark_wire::{Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -95,6 +95,8 @@ fn session(mut stream: UnixStream, copies: &Copies) -> Option<()> {
         seeded: false,
         last_time: WallMicros(0),
         size_bytes: hello.size_bytes,
+        lineage: Lineage::Same,
+        compare: false,
     };
     send(&mut stream, FrameKind::Welcome, |out| welcome.encode(out))?;
     loop {

@@ -25,24 +25,28 @@ fn every_key_is_known_by_the_tables_of_keys() {
                 sessions_max = 1\nvolumes_max = 2\nexports_max = 3\nfree_bytes_min = 4\n\
                 behind_after_seconds = 5\nmerge_mib_per_second = 6\nfuse_mount = '/f'\n\
                 clone_mib_max = 7\nerase_grace_seconds = 8\n[policy]\nwindow_seconds = 9\n\
-                journal_mib_max = 10\npoint_interval_seconds = 11\n";
+                journal_mib_max = 10\npoint_interval_seconds = 11\n\
+                compare_window = '22:30-04:00'\nverify_days = 12\nresync_days = 13\n";
     for key in raw::all_keys() {
         assert!(text.contains(key), "{key}");
     }
     let config = parse(text).unwrap();
     assert_eq!(config.exports_max, 3);
     assert_eq!(config.policy.journal_bytes_max, Some(10 << 20));
+    assert_eq!(config.policy.compare_window.to_string(), "22:30-04:00");
+    assert_eq!((config.policy.verify_days, config.policy.resync_days), (Some(12), Some(13)));
     assert_eq!(config.erase_grace, Duration::from_secs(8));
 }
 
 #[test]
 fn zero_means_none_where_that_makes_sense() {
-    let text =
-        "merge_mib_per_second = 0\n[policy]\njournal_mib_max = 0\npoint_interval_seconds = 0";
+    let text = "merge_mib_per_second = 0\n[policy]\njournal_mib_max = 0\n\
+                point_interval_seconds = 0\nverify_days = 0";
     let config = parse(text).unwrap();
     assert_eq!(config.merge_bytes_per_second, None);
     assert_eq!(config.policy.journal_bytes_max, None);
     assert_eq!(config.policy.point_interval, None);
+    assert_eq!(config.policy.verify_days, None);
 }
 
 #[test]

@@ -80,6 +80,7 @@ impl<S: Storage> Desk<S> {
         extent: Extent,
         closing: Option<Closing>,
     ) -> Result<api::Job> {
+        self.sources.volumes.live(&volume)?;
         let facts = volume.facts();
         check_ready(&facts, extent)?;
         let (name, size_bytes) = (volume.name(), facts.manifest.size_bytes);
@@ -123,13 +124,13 @@ pub(super) fn command(row: &JobRow) -> String {
 
 fn check_ready(facts: &Facts, extent: Extent) -> Result<()> {
     let (name, state) = (&facts.manifest.name, facts.standing.map(|standing| standing.state));
-    if facts.live.is_some() && state == Some(StandingState::Paused) {
+    if state == Some(StandingState::Paused) {
         let message = format!("the protection of volume {name} is paused");
         let hint = format!("take it up first: tidemark volume resume {}", quoted(name));
         return Err(Failure::conflict(message).with_hint(hint));
     }
     let is_copied = matches!(state, Some(StandingState::Copying | StandingState::Lost));
-    if facts.live.is_some() && is_copied && matches!(extent, Extent::VerifyFrom(_)) {
+    if is_copied && matches!(extent, Extent::VerifyFrom(_)) {
         let message = format!("volume {name} is being copied, so it is known to differ");
         let hint = format!("wait for it: tidemark resync {}", quoted(name));
         return Err(Failure::conflict(message).with_hint(hint));
@@ -213,7 +214,7 @@ impl<S: Storage> Follower<S> {
     }
 
     fn resync(&self, what: InstructKind, progress: &Progress) -> Result<Ended> {
-        let copy_before = self.volume.facts().last_copy;
+        let copy_before = self.volume.facts().last_copy.map(|(end, _)| end);
         if self.instruct(what, 0, progress)?.is_none() {
             return Ok(Ended::Cancelled);
         }
@@ -232,9 +233,9 @@ impl<S: Storage> Follower<S> {
                 seen_at = self.clock.monotonic();
             }
             if self.is_level(&facts)? {
-                let copy = facts.last_copy.filter(|copy| Some(copy) != copy_before.as_ref());
+                let copy = facts.last_copy.filter(|(end, _)| Some(*end) != copy_before);
                 self.advance(progress, self.total_bytes);
-                return Ok(self.equal(copy));
+                return Ok(self.equal(copy.map(|(_, copy)| copy)));
             }
             if self.elapsed(seen_at) > RESYNC_AWAY_MAX {
                 return Ok(self.left_alone());

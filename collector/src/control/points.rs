@@ -11,9 +11,10 @@ use super::api;
 use super::convert;
 use super::desk::{Desk, blocking};
 use crate::error::{Failure, Result};
-use crate::ingest::volume::Held;
+use crate::ingest::volume::{Held, Volume};
 use crate::points::Point;
 use crate::points::at::{self, At};
+use crate::restore::quoted;
 use crate::storage::Storage;
 
 /// How long an agent may take to place a point and send it.
@@ -57,6 +58,7 @@ impl<S: Storage> Desk<S> {
         }
         let id = self.sources.volumes.new_point_id();
         let arrived = self.sources.feed.expect(id)?;
+        refuse_in_span(&volume)?;
         let (kind, label, reason) = (PointKind::Person, new.label, String::new());
         self.sources.volumes.ask_for_point(&volume, Bookmark { id, kind, label, reason })?;
         match tokio::time::timeout(POINT_WAIT_MAX, arrived).await {
@@ -73,6 +75,17 @@ impl<S: Storage> Desk<S> {
             .with_hint("it may still appear; look at the list of points before you try again")),
         }
     }
+}
+
+/// A point that is placed now would lie inside of a span, and never be offered.
+fn refuse_in_span<S: Storage>(volume: &Volume<S>) -> Result<()> {
+    if volume.held()?.reader.span_open().is_none() {
+        return Ok(());
+    }
+    let name = volume.name();
+    let message = format!("volume {name} is being copied: no state of it can be opened just now");
+    Err(Failure::conflict(message)
+        .with_hint(format!("wait for the copy first: tidemark resync {}", quoted(&name))))
 }
 
 /// Times that a clock has set back are those of the point before: the order of the stream is the

@@ -48,6 +48,13 @@ struct Last {
     resync: Option<Timestamp>,
 }
 
+impl Last {
+    /// The same for a volume that was made at `created`: its first copy has looked at everything.
+    fn since(self, created: Timestamp) -> Self {
+        Self { verify: self.verify.max(Some(created)), resync: self.resync.max(Some(created)) }
+    }
+}
+
 /// What is due for a volume, if anything is. `is_half` says that a verification stopped with its
 /// window: it is due whenever the window is open.
 fn due(
@@ -116,6 +123,7 @@ impl<S: Storage> Desk<S> {
         let (last, now) = (last_of(&jobs), timestamp(self.sources.clock.wall()));
         for volume in self.sources.volumes.all().into_iter().filter(|volume| is_able(volume)) {
             let last = last.get(volume.name().as_str()).copied().unwrap_or_default();
+            let last = last.since(timestamp(volume.facts().manifest.created));
             let from = schedule.go_on.get(&volume.id()).copied();
             let zone = TimeZone::system();
             match due(&volume.policy(), last, from.is_some(), now, &zone) {
@@ -202,6 +210,8 @@ mod tests {
         let whole = Last { verify: None, resync: Some(at("2026-03-01T05:00:00Z")) };
         assert_eq!(due_at(whole, "2026-03-05T01:00:00Z"), None, "it has looked at everything too");
         assert_eq!(due(&weekly, last, true, at("2026-03-02T01:00:00Z"), &utc), verify, "half done");
+        let new = Last::default().since(at("2026-03-01T04:00:00Z"));
+        assert_eq!(due_at(new, "2026-03-01T05:00:00Z"), None, "it was copied just now");
     }
 
     #[test]

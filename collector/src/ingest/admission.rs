@@ -7,11 +7,13 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidemark_wire::limits::WINDOW_BYTES_MAX;
-use tidemark_wire::session::{Hello, Refuse, RefuseReason, Welcome};
+use tidemark_wire::session::{Hello, Lineage, Refuse, RefuseReason, Welcome};
 use tidemark_wire::{Epoch, Seq, WallMicros};
 
+use super::contest::{Answer, Claim, fenced_text};
 use super::manifest::Manifest;
 use super::owner::{Opening, VolumeCore};
 use super::volume::{Held, Live};
@@ -23,14 +25,16 @@ use crate::storage::Storage;
 impl<S: Storage> VolumeCore<S> {
     pub(super) fn open(&mut self, opening: Opening) {
         self.finish();
-        let Opening { hello, peer, port } = opening;
-        match self.admit(&hello) {
+        let Opening { hello, peer, now, port } = opening;
+        let admitted = self.fence(&hello, &peer, now).and_then(|()| self.admit(&hello, &peer));
+        match admitted {
             Ok(welcome) => {
                 let epoch = welcome.epoch;
                 let durable = welcome.durable;
                 let text = format!("session {epoch} of {peer} has taken over");
                 self.end_live(RefuseReason::Fenced, text);
-                let live = Live { epoch, peer, port: Arc::clone(&port) };
+                let (agent, run) = (hello.agent, hello.run);
+                let live = Live { epoch, peer, agent, run, port: Arc::clone(&port) };
                 self.set_live(Some(live));
                 port.opened(Ok(welcome));
                 if self.reported.is_none() {
@@ -42,8 +46,49 @@ impl<S: Storage> VolumeCore<S> {
         }
     }
 
+    /// Refuses an agent while another one with the same identity is there.
+    fn fence(&mut self, hello: &Hello, peer: &str, now: Duration) -> Result<(), Refuse> {
+        let is_older = hello.epoch < self.manifest.heard;
+        let answer = self.contest.judge(hello, is_older, self.live.as_ref(), now);
+        let Answer::Fenced { is_news } = answer else { return Ok(()) };
+        let holder = self.live.as_ref().map(|live| Claim { agent: live.agent, peer: &live.peer });
+        let other = Claim { agent: hello.agent, peer };
+        let text = fenced_text(&self.manifest.name, holder.as_ref(), &other);
+        if is_news {
+            self.report(Severity::Critical, text.clone());
+        }
+        Err(Refuse { reason: RefuseReason::Fenced, text })
+    }
+
+    /// Who remembers less, and what people have to know of it.
+    fn lineage(&self, hello: &Hello, peer: &str, durable: Seq) -> (Lineage, Option<String>) {
+        let (heard, known) = (self.manifest.heard, self.manifest.epoch);
+        if hello.epoch < heard {
+            let text = format!(
+                "the agent of {peer} remembers session {}, and session {heard} was heard here: its \
+                 machine was put back to an older state, or is a copy of the one that was \
+                 protected. The states up to record {durable} stay as they are; the disk as it is \
+                 there now is compared whole and follows them",
+                hello.epoch
+            );
+            return (Lineage::SourceOlder, Some(text));
+        }
+        let is_behind = hello.epoch > known || hello.released > durable;
+        if hello.journal == self.manifest.journal && is_behind {
+            let text = format!(
+                "the agent of {peer} has had session {} and knows of records up to {} as durable; \
+                 here session {known} and record {durable} are the newest: what the collector \
+                 holds of the volume was put back to an older copy. Its states stay good, later \
+                 ones are lost; the disk is compared whole",
+                hello.epoch, hello.released
+            );
+            return (Lineage::CollectorOlder, Some(text));
+        }
+        (Lineage::Same, None)
+    }
+
     /// Raises the epoch durably before anything says that the session is open.
-    fn admit(&mut self, hello: &Hello) -> std::result::Result<Welcome, Refuse> {
+    fn admit(&mut self, hello: &Hello, peer: &str) -> Result<Welcome, Refuse> {
         let refuse = |reason, text: String| Refuse { reason, text };
         if self.manifest.retired.is_some() {
             let text = self.retired_text();
@@ -59,13 +104,14 @@ impl<S: Storage> VolumeCore<S> {
         if let Some(damage) = &self.damage {
             return Err(refuse(RefuseReason::Unavailable, damage.clone()));
         }
-        let Some(journal) = &mut self.journal else {
+        let Some(journal) = &self.journal else {
             return Err(refuse(RefuseReason::Unavailable, "the journal is not open".into()));
         };
         let reader = journal.reader();
         let durable = reader.durable();
         let last_time = reader.last_time().unwrap_or(WallMicros(0));
         let size_bytes = reader.size_at(durable);
+        let (lineage, news) = self.lineage(hello, peer, durable);
         let raised = Manifest {
             epoch: Epoch(self.manifest.epoch.max(hello.epoch).0.saturating_add(1)),
             name: hello.name.clone(),
@@ -77,9 +123,14 @@ impl<S: Storage> VolumeCore<S> {
             self.set_problem(error.to_string());
             return Err(refuse(RefuseReason::Unavailable, error.to_string()));
         }
-        journal.set_epoch(raised.epoch);
+        if let Some(journal) = &mut self.journal {
+            journal.set_epoch(raised.epoch);
+        }
         self.put_in_force(raised);
         self.observer.seen(&self.manifest);
+        if let Some(text) = news {
+            self.report(Severity::Critical, text);
+        }
         Ok(Welcome {
             journal: self.manifest.journal,
             timeline: self.manifest.timeline,
@@ -90,12 +141,14 @@ impl<S: Storage> VolumeCore<S> {
             seeded: self.manifest.seeded && durable == Seq(0),
             last_time,
             size_bytes,
+            lineage,
+            compare: self.manifest.compare_next,
         })
     }
 
     /// Opens the journal, or reopens one that a failed write has closed. One that is damaged is
     /// an error as well, before a session begins that could not append.
-    pub(super) fn ensure_journal(&mut self) -> std::result::Result<(), JournalError> {
+    pub(super) fn ensure_journal(&mut self) -> Result<(), JournalError> {
         match &mut self.journal {
             Some(journal) => journal.reopen()?,
             None => {

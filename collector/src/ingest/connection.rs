@@ -154,6 +154,7 @@ impl<'a, S: Storage> Driver<'a, S> {
         let now = self.shared.clock.monotonic();
         match incoming {
             Some(Incoming::Frame { header, kind, body }) => {
+                self.connection.inbox.heard(now);
                 self.session.frame(now, &header, kind, body, out);
             }
             Some(Incoming::Broken(error)) => self.session.broken(&error, out),
@@ -199,7 +200,8 @@ impl<'a, S: Storage> Driver<'a, S> {
             Action::Open(hello) => match self.shared.volumes.get_or_register(&hello) {
                 Ok((volume, queue)) => {
                     let peer = self.connection.peer.clone();
-                    let opening = Opening { hello: *hello, peer, port: self.port() };
+                    let now = self.shared.clock.monotonic();
+                    let opening = Opening { hello: *hello, peer, now, port: self.port() };
                     self.volume = Some((volume, queue));
                     self.command(Command::Open(Box::new(opening)), out);
                 }
@@ -213,10 +215,11 @@ impl<'a, S: Storage> Driver<'a, S> {
                     volume.set_progress(progress);
                 }
             }
-            Action::Standing(standing) => {
+            Action::Standing { epoch, standing } => {
                 if let Some((volume, _)) = &self.volume {
                     volume.set_standing(standing);
                 }
+                self.command(Command::Standing { epoch, standing }, out);
             }
             Action::Obeyed(id) => {
                 if let Some((volume, _)) = &self.volume {

@@ -4,8 +4,9 @@
 //! The volume's writer owns it. It is written to another name, synced and renamed, and the
 //! directory is synced, before what it says takes effect; so a crash leaves the old one or the
 //! new one. It is text for the person who has nothing but the disk left; the checksum covers the
-//! same text with an empty checksum. What a person decided for the volume is in it only when it
-//! was decided, so a manifest of a version that did not know it yet reads the same.
+//! same text with an empty checksum. What a person decided for the volume, and what its agent told,
+//! is in it only when there is something, so a manifest of a version that did not know it yet reads
+//! the same.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -40,6 +41,12 @@ pub struct Manifest {
     pub timeline: Timeline,
     /// Epoch of the newest session.
     pub epoch: Epoch,
+    /// Epoch of the newest session in which its agent said anything after the welcome, so that it
+    /// is sure to have kept that epoch.
+    pub heard: Epoch,
+    /// The agent could not keep what may differ when it was heard last: its next start has to
+    /// compare the whole volume.
+    pub compare_next: bool,
     /// The agent of that session.
     pub agent: AgentId,
     /// When the copy was begun.
@@ -73,6 +80,10 @@ struct Text {
     journal: String,
     timeline: u32,
     epoch: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
+    heard: u64,
+    #[serde(default, skip_serializing_if = "is_default")]
+    compare_next: bool,
     agent: String,
     created_us: u64,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -120,6 +131,8 @@ impl Manifest {
             journal: self.journal.to_string(),
             timeline: self.timeline.0,
             epoch: self.epoch.0,
+            heard: self.heard.0,
+            compare_next: self.compare_next,
             agent: self.agent.to_string(),
             created_us: self.created.0,
             policy: self.policy,
@@ -148,6 +161,8 @@ impl Manifest {
             journal: JournalId::from_bytes(id("journal", &text.journal)?),
             timeline: Timeline(text.timeline),
             epoch: Epoch(text.epoch),
+            heard: Epoch(text.heard),
+            compare_next: text.compare_next,
             agent: AgentId::from_bytes(id("agent", &text.agent)?),
             created: WallMicros(text.created_us),
             policy: text.policy,
@@ -202,6 +217,8 @@ mod tests {
             journal: JournalId::from_bytes([2; 16]),
             timeline: Timeline(1),
             epoch: Epoch(7),
+            heard: Epoch(0),
+            compare_next: false,
             agent: AgentId::from_bytes([3; 16]),
             created: WallMicros(1_700_000_000_000_000),
             policy: Overrides::default(),
@@ -214,15 +231,19 @@ mod tests {
     fn a_manifest_without_decisions_is_as_it_always_was() {
         let text = String::from_utf8(manifest().encode()).unwrap();
         assert!(text.contains("\"checksum\": \"da7a0b4602ad4961\""), "{text}");
-        assert!(!text.contains("policy") && !text.contains("retired") && !text.contains("seeded"));
+        for later in ["policy", "retired", "seeded", "heard", "compare_next"] {
+            assert!(!text.contains(later), "{later}");
+        }
     }
 
     #[test]
-    fn what_a_person_decided_is_kept() {
+    fn what_was_decided_or_heard_is_kept() {
         let wanted = Manifest {
             policy: Overrides { window_seconds: Some(7200), ..Overrides::default() },
             retired: Some(Retired { since: WallMicros(5), erase_after: WallMicros(9) }),
             seeded: true,
+            heard: Epoch(6),
+            compare_next: true,
             ..manifest()
         };
         assert_eq!(Manifest::decode(&wanted.encode()).unwrap(), wanted);

@@ -5,7 +5,7 @@
 //!
 //! - [`session`]: the state machine of one session, pure;
 //! - [`owner`]: the one owner of a volume's journal and manifest, without threads;
-//!   [`admission`]: how it lets an agent in; [`volume`]: what everybody may see of it;
+//!   [`admission`]: how it lets an agent in; [`contest`]: when two say that they are the same; [`volume`]: what everybody may see of it;
 //! - [`spans`]: what people are told of gaps and copies;
 //! - [`change`]: what a person decides of a volume, and how that takes effect;
 //! - [`erase`]: the end of a retired volume;
@@ -18,6 +18,7 @@ mod admission;
 pub mod change;
 pub mod compare;
 mod connection;
+mod contest;
 pub mod erase;
 pub mod manifest;
 pub mod observer;

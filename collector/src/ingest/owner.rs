@@ -10,11 +10,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_wire::Seq;
 use tidemark_wire::frame::RecordsBody;
-use tidemark_wire::session::{Hello, Refuse, RefuseReason};
+use tidemark_wire::session::{Hello, Refuse, RefuseReason, Standing, StandingState};
+use tidemark_wire::{Epoch, Seq};
 
 use super::change::Change;
+use super::contest::Contest;
 use super::manifest::Manifest;
 use super::observer::Observer;
 use super::port::SessionPort;
@@ -30,6 +31,13 @@ pub enum Command {
     Open(Box<Opening>),
     /// Append records; they are durable after [`VolumeCore::finish`].
     Append(Batch),
+    /// The agent of a session told how its stream stands.
+    Standing {
+        /// The session.
+        epoch: Epoch,
+        /// How.
+        standing: Standing,
+    },
     /// The session with this port is over, or its opening is no longer wanted.
     Closed(Arc<dyn SessionPort>),
     /// Change what a person decides of the volume.
@@ -44,6 +52,8 @@ pub struct Opening {
     pub hello: Hello,
     /// Who it is, for people.
     pub peer: String,
+    /// When it came (monotonic).
+    pub now: Duration,
     /// How it is answered.
     pub port: Arc<dyn SessionPort>,
 }
@@ -60,6 +70,7 @@ pub struct VolumeCore<S: Storage> {
     /// What is damaged in the journal, so that it takes no records.
     pub(super) damage: Option<String>,
     pub(super) live: Option<Live>,
+    pub(super) contest: Contest,
     appended: bool,
     token_sent_at: Option<Duration>,
     /// What was reported as the reason why nothing becomes durable; until something does. An
@@ -87,6 +98,7 @@ impl<S: Storage> VolumeCore<S> {
             span_open: None,
             damage: None,
             live: None,
+            contest: Contest::default(),
             appended: false,
             token_sent_at: None,
             reported: None,
@@ -103,6 +115,7 @@ impl<S: Storage> VolumeCore<S> {
         match command {
             Command::Open(opening) => self.open(*opening),
             Command::Append(batch) => self.append(&batch),
+            Command::Standing { epoch, standing } => self.note_standing(epoch, standing),
             Command::Closed(port) => {
                 if self.live.as_ref().is_some_and(|live| Arc::ptr_eq(&live.port, &port)) {
                     self.set_live(None);
@@ -138,9 +151,6 @@ impl<S: Storage> VolumeCore<S> {
                 return false;
             }
         };
-        if let Some(live) = &self.live {
-            live.port.durable(committed.durable);
-        }
         if self.reported.take().is_some() {
             self.report(Severity::Info, "the journal takes records again".into());
         }
@@ -150,12 +160,16 @@ impl<S: Storage> VolumeCore<S> {
             self.note_points(&committed.new_marks);
             self.observer.marks(self.manifest.volume, &committed.new_marks);
         }
+        // Last: what the agent says after it meets everything that came of the records.
+        if let Some(live) = &self.live {
+            live.port.durable(committed.durable);
+        }
         true
     }
 
     fn append(&mut self, batch: &Batch) {
         // A session that was fenced has been told so; what it still sent is dropped here.
-        if self.live.as_ref().is_none_or(|live| live.epoch != batch.epoch) {
+        if !self.is_live(batch.epoch) || !self.note_heard(batch.epoch, None) {
             return;
         }
         if batch.count > 0 {
@@ -204,6 +218,51 @@ impl<S: Storage> VolumeCore<S> {
             live.port.end(Refuse { reason, text });
             self.set_live(None);
         }
+    }
+
+    fn is_live(&self, epoch: Epoch) -> bool {
+        self.live.as_ref().is_some_and(|live| live.epoch == epoch)
+    }
+
+    fn note_standing(&mut self, epoch: Epoch, standing: Standing) {
+        if !self.is_live(epoch) {
+            return;
+        }
+        // What was asked for stays until the stream is whole without it: the agent that was told
+        // to compare has done so then.
+        let is_whole = standing.state == StandingState::Whole && self.span_open.is_none();
+        let compare_next = standing.compare_next || (self.manifest.compare_next && !is_whole);
+        let said = self.manifest.compare_next != compare_next;
+        if !self.note_heard(epoch, Some(compare_next)) || !said {
+            return;
+        }
+        if compare_next {
+            let text = "the agent can't keep what the collector may lack (its write-intent log \
+                        fails); its next start compares the whole volume; look at the disk that \
+                        holds its state_dir";
+            self.report(Severity::Critical, text.to_owned());
+        } else {
+            let text = "what the collector may lack is kept by the agent again".to_owned();
+            self.report(Severity::Info, text);
+        }
+    }
+
+    /// Keeps durably that the agent of a session was heard, and what its next start has to know;
+    /// false when that can't be kept, and with it the session ends. Nothing of a session is
+    /// acknowledged before.
+    fn note_heard(&mut self, epoch: Epoch, compare_next: Option<bool>) -> bool {
+        let compare_next = compare_next.unwrap_or(self.manifest.compare_next);
+        if self.manifest.heard == epoch && self.manifest.compare_next == compare_next {
+            return true;
+        }
+        let heard = Manifest { heard: epoch, compare_next, ..self.manifest.clone() };
+        if let Err(error) = heard.store(&self.storage, self.shared.dir()) {
+            self.set_problem(error.to_string());
+            self.end_live(RefuseReason::Unavailable, error.to_string());
+            return false;
+        }
+        self.put_in_force(heard);
+        true
     }
 
     pub(super) fn set_live(&mut self, live: Option<Live>) {

@@ -6,7 +6,9 @@
 //! limited, so the writer never waits for a slow agent and the port is bounded.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tidemark_wire::Seq;
@@ -33,6 +35,8 @@ pub trait SessionPort: Send + Sync + 'static {
     fn bookmark(&self, wanted: Bookmark) -> bool;
     /// A person wants something of the agent; false when too many wishes wait.
     fn instruct(&self, wanted: Instruct) -> bool;
+    /// When the agent was heard last (monotonic).
+    fn heard_at(&self) -> Duration;
 }
 
 /// What has come in for a session.
@@ -55,6 +59,7 @@ pub struct Pending {
 /// A port with a bell.
 pub struct Inbox {
     pending: Mutex<Pending>,
+    heard_at_micros: AtomicU64,
     ring: Sender<()>,
     bell: Receiver<()>,
 }
@@ -62,7 +67,7 @@ pub struct Inbox {
 impl Default for Inbox {
     fn default() -> Self {
         let (ring, bell) = bounded(1);
-        Self { pending: Mutex::default(), ring, bell }
+        Self { pending: Mutex::default(), heard_at_micros: AtomicU64::new(0), ring, bell }
     }
 }
 
@@ -82,6 +87,13 @@ impl Inbox {
     /// A question of a comparison is answered.
     pub fn differ(&self, differ: Differ) {
         self.put(|pending| pending.differs.push(differ));
+    }
+
+    /// A frame of the agent has come.
+    pub fn heard(&self, now: Duration) {
+        let micros = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        // Relaxed: the time orders nothing else.
+        self.heard_at_micros.store(micros, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
@@ -130,5 +142,10 @@ impl SessionPort for Inbox {
             }
         });
         taken
+    }
+
+    fn heard_at(&self) -> Duration {
+        // Relaxed: as in `heard`.
+        Duration::from_micros(self.heard_at_micros.load(Ordering::Relaxed))
     }
 }

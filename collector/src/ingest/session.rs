@@ -41,7 +41,12 @@ pub enum Action {
     /// The agent told how far its copy is.
     Progress(Progress),
     /// The agent told how its stream stands.
-    Standing(Standing),
+    Standing {
+        /// The session in which it did.
+        epoch: Epoch,
+        /// How.
+        standing: Standing,
+    },
     /// The agent did what a person wanted.
     Obeyed(InstructId),
     /// The agent told how a verification stands.
@@ -283,8 +288,9 @@ impl Session {
             (State::Streaming(_), FrameKind::Progress) => {
                 out.push(Action::Progress(Progress::decode(&body).map_err(protocol)?));
             }
-            (State::Streaming(_), FrameKind::Standing) => {
-                out.push(Action::Standing(Standing::decode(&body).map_err(protocol)?));
+            (State::Streaming(stream), FrameKind::Standing) => {
+                let standing = Standing::decode(&body).map_err(protocol)?;
+                out.push(Action::Standing { epoch: stream.epoch, standing });
             }
             (State::Streaming(_), FrameKind::Obeyed) => {
                 out.push(Action::Obeyed(Obeyed::decode(&body).map_err(protocol)?.id));

@@ -8,8 +8,8 @@ use tidemark_wire::compare::{LeafHash, NODE_BYTES, NodeRange, node_hash};
 use tidemark_wire::frame::RecordsHeader;
 use tidemark_wire::instruct::InstructKind;
 use tidemark_wire::record::{self, RecordSpec};
-use tidemark_wire::session::StandingState;
-use tidemark_wire::{AgentId, JournalId, WallMicros};
+use tidemark_wire::session::{Lineage, StandingState};
+use tidemark_wire::{AgentId, AgentRun, JournalId, WallMicros};
 use zerocopy::IntoBytes;
 
 use super::*;
@@ -28,6 +28,7 @@ fn hello() -> Hello {
         size_bytes: 1 << 20,
         block_bytes: 512,
         name: "disk".into(),
+        run: AgentRun::default(),
     }
 }
 
@@ -42,6 +43,8 @@ fn welcome(epoch: u64, durable: u64) -> Welcome {
         seeded: false,
         last_time: WallMicros(0),
         size_bytes: 1 << 20,
+        lineage: Lineage::Same,
+        compare: false,
     }
 }
 
@@ -361,11 +364,15 @@ fn what_a_person_wants_goes_out_and_the_standing_comes_in() {
         reason: Some(GapReason::Paused),
         since: WallMicros(7),
         differing_bytes: 0,
+        compare_next: false,
     };
     let mut body = Vec::new();
     standing.encode(&mut body);
     let actions = give(&mut session, SECOND, FrameKind::Standing, &body);
-    assert!(matches!(&actions[..], [Action::Standing(told)] if *told == standing), "{actions:?}");
+    assert!(
+        matches!(&actions[..], [Action::Standing { epoch: Epoch(5), standing: told }] if *told == standing),
+        "{actions:?}"
+    );
     body[0] = 99;
     let actions = give(&mut session, SECOND, FrameKind::Standing, &body);
     assert_eq!(refusal(&actions).reason, RefuseReason::Protocol);

@@ -30,7 +30,7 @@ impl<S: Storage> VolumeCore<S> {
                 self.report(Severity::Info, text);
             }
             MarkBody::ResyncEnd(resync) if self.span_is_closed() => {
-                self.shared.lock().last_copy = Some(*resync);
+                self.shared.lock().last_copy = Some((seq, *resync));
                 self.report(Severity::Info, self.end_text(mark, resync));
             }
             MarkBody::Resize { size_bytes, old_bytes } => {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tidemark_wire::body::Resync;
 use tidemark_wire::instruct::{InstructId, Verified};
 use tidemark_wire::session::{Progress, Standing};
-use tidemark_wire::{Epoch, Seq, VolumeId};
+use tidemark_wire::{AgentId, AgentRun, Epoch, Seq, VolumeId};
 
 use super::manifest::Manifest;
 use super::port::SessionPort;
@@ -50,6 +50,10 @@ pub struct Live {
     pub epoch: Epoch,
     /// Who sends, for people.
     pub peer: String,
+    /// Its installation.
+    pub agent: AgentId,
+    /// Its process.
+    pub run: AgentRun,
     /// How it is answered.
     pub port: Arc<dyn SessionPort>,
 }
@@ -71,8 +75,8 @@ pub struct Facts {
     pub obeyed: VecDeque<InstructId>,
     /// How the verification stands that the agent has told of last.
     pub verified: Option<Verified>,
-    /// The newest copy that has ended since the collector was started.
-    pub last_copy: Option<Resync>,
+    /// The newest copy that has ended since the collector was started, and the record of its end.
+    pub last_copy: Option<(Seq, Resync)>,
     /// Why nothing can be appended.
     pub problem: Option<String>,
     /// The newest recovery point that is durable.

@@ -18,7 +18,7 @@ use super::change::{Change, Decision};
 use super::manifest::Manifest;
 use super::observer::Observer;
 use super::owner::{Command, VolumeCore};
-use super::volume::{JOURNAL_DIR, Volume, volume_dir};
+use super::volume::{JOURNAL_DIR, Live, Volume, volume_dir};
 use super::writer::{Writer, WriterQueue};
 use crate::config::settings::Settings;
 use crate::error::{Failure, FailureKind, Result, Severity, nearest};
@@ -173,12 +173,15 @@ impl<S: Storage> Volumes<S> {
             journal: self.new_journal_id(),
             timeline: Timeline(1),
             epoch: Epoch(0),
+            heard: Epoch(0),
+            compare_next: false,
             agent: hello.agent,
             created: self.ground.clock.wall(),
             policy: Overrides::default(),
             retired: None,
             seeded: false,
         };
+        self.warn_of_namesakes(&entries, hello);
         let made = self
             .ground
             .storage
@@ -187,6 +190,22 @@ impl<S: Storage> Volumes<S> {
             .and_then(|()| manifest.store(&self.ground.storage, &dir))
             .and_then(|()| self.start(&mut entries, manifest));
         made.map_err(|error| unavailable(error.to_string()))
+    }
+
+    /// A new volume with the name of one that is known: maybe the same disk, whose agent has lost
+    /// its state.
+    fn warn_of_namesakes(&self, entries: &BTreeMap<VolumeId, Entry<S>>, hello: &Hello) {
+        let name = &hello.name;
+        for other in entries.values().filter(|entry| entry.volume.name() == *name) {
+            let (new, known) = (hello.volume, other.volume.id());
+            let text = format!(
+                "an agent brings a new volume {name} (id {new}), and there is another one of that \
+                 name (id {known}), which stays as it is. If it is the same disk, its agent has \
+                 lost its state_dir: put it back, or retire the old one by its id: tidemark volume \
+                 retire {known}"
+            );
+            self.ground.observer.event(Severity::Warning, Some(name), text);
+        }
     }
 
     fn start(
@@ -228,27 +247,35 @@ impl<S: Storage> Volumes<S> {
         Err(Failure::unavailable(format!("too many points of volume {name} are being made")))
     }
 
+    /// The session in which the agent of a volume can be told what a person wants.
+    ///
+    /// # Errors
+    /// `Unavailable` when no agent is connected, `Conflict` when the volume is retired.
+    pub fn live(&self, volume: &Volume<S>) -> Result<Live> {
+        let (name, facts) = (volume.name(), volume.facts());
+        if facts.manifest.retired.is_some() {
+            return Err(Failure::conflict(format!("volume {name} is retired, not protected"))
+                .with_hint(format!("take it back first: tidemark volume unretire {name}")));
+        }
+        facts.live.ok_or_else(|| {
+            let message = format!("no agent of volume {name} is connected");
+            Failure::unavailable(message)
+                .with_hint("its agent has to do it; start it, or look why it can't connect")
+        })
+    }
+
     /// Hands on to the agent of a volume what a person wants; `from_bytes` is where a
     /// verification begins. The agent obeys under the identity that is given back.
     ///
     /// # Errors
-    /// `Unavailable` when no agent is connected, `Conflict` when the volume is retired.
+    /// As [`Volumes::live`], and `Unavailable` when too many wishes wait.
     pub fn instruct(
         &self,
         volume: &Volume<S>,
         what: InstructKind,
         from_bytes: u64,
     ) -> Result<InstructId> {
-        let (name, facts) = (volume.name(), volume.facts());
-        if facts.manifest.retired.is_some() {
-            return Err(Failure::conflict(format!("volume {name} is retired, not protected"))
-                .with_hint(format!("take it back first: tidemark volume unretire {name}")));
-        }
-        let Some(live) = facts.live else {
-            let message = format!("no agent of volume {name} is connected");
-            return Err(Failure::unavailable(message)
-                .with_hint("its agent has to do it; start it, or look why it can't connect"));
-        };
+        let (name, live) = (volume.name(), self.live(volume)?);
         let id = self.ground.random_id();
         if live.port.instruct(Instruct { id, what, from_bytes }) {
             return Ok(id);

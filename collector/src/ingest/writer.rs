@@ -45,7 +45,11 @@ impl WriterQueue {
 fn weight(command: &Command) -> usize {
     match command {
         Command::Append(batch) => batch.body.len(),
-        Command::Open(_) | Command::Closed(_) | Command::Change(_) | Command::Stop => 0,
+        Command::Open(_)
+        | Command::Standing { .. }
+        | Command::Closed(_)
+        | Command::Change(_)
+        | Command::Stop => 0,
     }
 }
 

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use tidemark_wire::instruct::InstructKind;
 use tidemark_wire::{VolumeId, WallMicros};
 
 use super::{MergeLimits, Step, merge_once};
@@ -156,7 +157,6 @@ impl<S: Storage> Worker<S> {
 
     fn note(&mut self, volume: &Volume<S>, step: &Step) -> bool {
         let name = volume.name();
-        let known = self.known.entry(volume.id()).or_default();
         let merged = &step.merged;
         for damage in &merged.damaged {
             self.observer.event(Severity::Critical, Some(&name), damage.to_string());
@@ -165,6 +165,10 @@ impl<S: Storage> Worker<S> {
             let text = format!("{} blocks of the seed are damaged", merged.damaged_blocks);
             self.observer.event(Severity::Critical, Some(&name), text);
         }
+        if merged.damaged_blocks > 0 {
+            self.ask_comparison(volume);
+        }
+        let known = self.known.entry(volume.id()).or_default();
         let Some(to) = merged.to else { return false };
         tracing::info!(
             volume = %name,
@@ -191,6 +195,23 @@ impl<S: Storage> Worker<S> {
         }
         known.shortened = step.shortened.is_some();
         true
+    }
+
+    /// Where the protected machine still holds what was damaged here, a comparison brings it again.
+    fn ask_comparison(&self, volume: &Volume<S>) {
+        let name = volume.name();
+        let text = match self.volumes.instruct(volume, InstructKind::Compare, 0) {
+            Ok(_) => {
+                "a whole comparison is asked of the agent, which makes the newest state right; older \
+                 states stay damaged in these places"
+                    .to_owned()
+            }
+            Err(error) => format!(
+                "no comparison can be asked of the agent now ({error}); once it is there: tidemark \
+                 resync {name} --full"
+            ),
+        };
+        self.observer.event(Severity::Warning, Some(&name), text);
     }
 
     fn note_failure(&mut self, volume: &Volume<S>, error: &JournalError) {

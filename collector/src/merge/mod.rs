@@ -57,8 +57,8 @@ pub struct Step {
 /// something reads an older state.
 ///
 /// # Errors
-/// `Io`: the next call goes on. `Damaged`: the oldest segment is; it stays, and so does all that
-/// follows.
+/// `Io`: the next call goes on. `Damaged`: the tables of the oldest segment are; it stays, and so
+/// does all that follows.
 pub fn merge_once<S: Storage>(
     held: &Held<S>,
     limits: &MergeLimits,

@@ -1,4 +1,5 @@
-//! Ranges of the seed whose bytes the protected machine could not read.
+//! Ranges of the seed whose bytes are not known: the protected machine could not read them, or the
+//! record that brought them was damaged here.
 //!
 //! What enters: ranges that records cover, and unreadable ones, in the order of the stream. What
 //! leaves: the part of a range that can't be given out. Sorted, without overlaps, bounded by
@@ -10,12 +11,15 @@ use tidemark_wire::Seq;
 /// Ranges of one seed, at most (about 6 MiB of its state file).
 pub(super) const LOST_MAX: usize = 65_536;
 
+/// The record was whole on the protected machine, and damaged when it was merged.
+pub(super) const DAMAGED_HERE: u64 = 0;
+
 /// One range, and which record says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lost {
     pub(super) range: ByteRange,
     pub(super) seq: Seq,
-    /// The error on the protected machine.
+    /// The error on the protected machine, or [`DAMAGED_HERE`].
     pub(super) errno: u64,
 }
 

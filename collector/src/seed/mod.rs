@@ -29,7 +29,9 @@
 //! covers when X has the old sum, or when the outcome has the new one. When neither holds, these
 //! bytes are damaged: the outcome is written for a person to look at, and the sum is left as it
 //! is, so that the block stays damaged until a write covers it whole. A record's payload is
-//! checked against its own sums before it goes into a block, so nothing damaged gets a good sum.
+//! checked against its own sums before it goes into a block. Pieces of it that do not hold are
+//! written as zeroes and noted in `seed.json` as ranges without bytes, which are never given out,
+//! whatever sum their block has, until a record covers them; so nothing damaged reads as good.
 //!
 //! # Readers meanwhile
 //!
@@ -60,6 +62,7 @@ use tidemark_wire::{Seq, checksum};
 
 pub use self::builder::SeedBuilder;
 use self::files::Paths;
+use self::lost::DAMAGED_HERE;
 use self::state::SeedState;
 pub use self::step::{Merged, Pace, merge_into_seed};
 use crate::error::{Damage, JournalError, Part, ViewError};
@@ -206,6 +209,11 @@ impl<S: Storage> Seed<S> {
         let range = ByteRange::new(at, held as u64).expect("it ends within the image");
         if let Some(lost) = shared.state.lost.first_in(range) {
             let (range, seq, errno) = (lost.range, lost.seq, lost.errno);
+            if errno == DAMAGED_HERE {
+                let detail = "the record that brought these bytes was damaged when it was merged";
+                let damage = block_damage(&self.paths.image, range.start() / BLOCK_BYTES, detail);
+                return Err(ViewError::Damaged { range, seq, damage });
+            }
             return Err(ViewError::Unreadable { range, seq, errno });
         }
         let mut from = at;

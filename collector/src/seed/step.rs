@@ -11,12 +11,12 @@ use std::sync::Arc;
 use tidemark_block::ByteRange;
 use tidemark_wire::Seq;
 
-use super::lost::{LOST_MAX, Lost, LostRanges};
+use super::lost::{DAMAGED_HERE, LOST_MAX, Lost, LostRanges};
 use super::plan::{Plan, Run, plan};
 use super::{BLOCK, BLOCK_BYTES, Seed, Shared, block_damage, block_sum, files};
-use crate::error::{Damage, JournalError, Part};
+use crate::error::{Damage, JournalError, Part, ReadError};
 use crate::journal::format::CELL_BYTES;
-use crate::journal::{Base, JournalReader, Payloads, Segment, Source, resolve};
+use crate::journal::{Base, JournalReader, Payloads, Place, Segment, Source, resolve};
 use crate::storage::{Storage, StorageFile};
 
 /// Asked before bytes are written, with their number; waits as long as they have to, and says
@@ -39,12 +39,22 @@ pub struct Merged {
     pub written_bytes: u64,
     /// Bytes of the segments that left the journal.
     pub freed_bytes: u64,
-    /// Blocks that records cover in part and whose other bytes are damaged; the first of them.
+    /// Blocks that records cover in part and whose other bytes are damaged, and pieces of records
+    /// that are damaged themselves; the first of them.
     pub damaged: Vec<Damage>,
     /// How many there are.
     pub damaged_blocks: u64,
     /// Damage in a segment, because of which the merge went no further than the one before.
     pub stopped_at: Option<Damage>,
+}
+
+impl Merged {
+    fn note_damage(&mut self, damage: Damage) {
+        self.damaged_blocks += 1;
+        if self.damaged.len() < DAMAGED_NAMED_MAX {
+            self.damaged.push(damage);
+        }
+    }
 }
 
 /// Moves the records up to `to`, the last one of a sealed segment, from the journal into the
@@ -54,7 +64,7 @@ pub struct Merged {
 ///
 /// # Errors
 /// `Io`: the seed is between two states, and the next try goes to the same one. `Damaged`: the
-/// first segment is, or one that an unfinished merge needs.
+/// tables of the first segment are, or of one that an unfinished merge needs.
 pub fn merge_into_seed<S: Storage>(
     reader: &JournalReader<S>,
     seed: &Seed<S>,
@@ -84,7 +94,14 @@ pub fn merge_into_seed<S: Storage>(
         return Err(Damage::new(&seed.paths.state, Part::SeedState, 0, detail).into());
     }
     let (Some(last), Some(mut base)) = (segments.last(), end) else { return Ok(report) };
-    base.point = last.last_point()?;
+    base.point = match last.last_point() {
+        // It has no name any more, as all that is damaged.
+        Err(ReadError::Damaged(damage)) => {
+            report.note_damage(damage);
+            Vec::new()
+        }
+        point => point?,
+    };
     // Times do not fall in what is offered, also where a clock has jumped back.
     let times = segments.iter().filter_map(|segment| segment.end()?.time);
     base.time = times.chain(seed.base().time).max();
@@ -100,10 +117,12 @@ pub fn merge_into_seed<S: Storage>(
     Ok(report)
 }
 
-/// How many segments stand before the first damaged one, and what is damaged there.
+/// How many segments stand before the first damaged one, and what is damaged there. When that is
+/// the first of all it goes alone, as long as its tables tell which bytes are in which record: what
+/// is damaged is then lost in the seed, too, until something covers it.
 ///
 /// # Errors
-/// `Damaged` when that is the first one; `Io`.
+/// `Damaged` when the tables of the first one are; `Io`.
 fn check<S: Storage>(
     segments: &[Arc<Segment<S>>],
 ) -> Result<(usize, Option<Damage>), JournalError> {
@@ -111,6 +130,11 @@ fn check<S: Storage>(
         match segment.check() {
             Err(JournalError::Damaged(damage)) if number > 0 => {
                 return Ok((number, Some(damage)));
+            }
+            Err(JournalError::Damaged(damage)) => {
+                segment.marks()?;
+                tracing::error!("{damage}; the segment is merged without what is damaged");
+                return Ok((1, None));
             }
             checked => checked?,
         }
@@ -296,10 +320,7 @@ impl<'a, 'p, S: Storage> Step<'a, 'p, S> {
                     continue;
                 }
                 Source::Record(place) => {
-                    let segment = &self.newest_first[place.segment as usize];
-                    let out = &mut change.bytes[at..at + len];
-                    self.payloads.read(segment, &place, part, out)?;
-                    self.lost.remove(part);
+                    self.take_record(&place, part, &mut change.bytes[at..at + len])?;
                 }
                 Source::Zero => self.lost.remove(part),
                 Source::Unreadable(place) => {
@@ -316,6 +337,46 @@ impl<'a, 'p, S: Storage> Step<'a, 'p, S> {
             self.settle(&mut change, block, old_sum, &below)?;
         }
         Ok(change)
+    }
+
+    /// Takes the bytes of `part` from a record. Pieces that are damaged have none from here on: they
+    /// are lost, so that whatever sum their block gets, they are never given out.
+    fn take_record(
+        &mut self,
+        place: &Place,
+        part: ByteRange,
+        out: &mut [u8],
+    ) -> Result<(), JournalError> {
+        let segment = Arc::clone(&self.newest_first[place.segment as usize]);
+        match self.payloads.read(&segment, place, part, out) {
+            Err(ReadError::Damaged(_)) => {}
+            read => {
+                read?;
+                self.lost.remove(part);
+                return Ok(());
+            }
+        }
+        let mut from = part.start();
+        while from < part.end() {
+            let to = ((from / BLOCK_BYTES + 1) * BLOCK_BYTES).min(part.end());
+            let piece = ByteRange::between(from, to).expect("a block ends behind its start");
+            let at = usize::try_from(from - part.start()).expect("within the cell");
+            let len = usize::try_from(piece.len()).expect("within a block");
+            let bytes = &mut out[at..at + len];
+            match self.payloads.read(&segment, place, piece, bytes) {
+                Err(ReadError::Damaged(damage)) => {
+                    bytes.fill(0);
+                    self.report.note_damage(damage);
+                    self.lose(Lost { range: piece, seq: place.seq, errno: DAMAGED_HERE })?;
+                }
+                read => {
+                    read?;
+                    self.lost.remove(piece);
+                }
+            }
+            from = to;
+        }
+        Ok(())
     }
 
     /// Fills up a touched block with the bytes that no record covers, and gives it its sum.
@@ -355,10 +416,7 @@ impl<'a, 'p, S: Storage> Step<'a, 'p, S> {
             change.doubt.push((block, old_sum));
         } else if new_sum != old_sum && doubted != Some(found_sum) {
             let detail = "its checksum does not match, and a merge covers it only in part";
-            self.report.damaged_blocks += 1;
-            if self.report.damaged.len() < DAMAGED_NAMED_MAX {
-                self.report.damaged.push(block_damage(&self.seed.paths.image, block, detail));
-            }
+            self.report.note_damage(block_damage(&self.seed.paths.image, block, detail));
             return Ok(());
         }
         change.sums[number] = Some(new_sum);

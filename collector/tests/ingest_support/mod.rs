@@ -2,9 +2,11 @@
 #![allow(dead_code, reason = "each test uses a part")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tidemark_collector::config::{Address, Config};
@@ -15,7 +17,8 @@ use tidemark_wire::frame::{self, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Rec
 use tidemark_wire::record::{self, RecordSpec};
 use tidemark_wire::session::{Ack, Hello, Refuse, RefuseReason, Welcome};
 use tidemark_wire::{
-    AgentId, Epoch, JournalId, RecordKind, Seq, SessionToken, Timeline, VolumeId, WallMicros,
+    AgentId, AgentRun, Epoch, JournalId, RecordKind, Seq, SessionToken, Timeline, VolumeId,
+    WallMicros,
 };
 use tokio::sync::oneshot;
 use zerocopy::IntoBytes;
@@ -116,9 +119,13 @@ pub(crate) fn resync(kind: RecordKind) -> Change {
     change(kind, 0, 0, body.as_bytes().to_vec())
 }
 
+/// What each agent of this process keeps of its last session, by collector and volume.
+static EPOCHS: Mutex<BTreeMap<(PathBuf, VolumeId), Epoch>> = Mutex::new(BTreeMap::new());
+
 /// An agent with one session.
 pub(crate) struct Agent {
     stream: UnixStream,
+    path: PathBuf,
     pub(crate) welcome: Option<Welcome>,
     pub(crate) last: Seq,
     token: u64,
@@ -136,6 +143,7 @@ pub(crate) fn hello(volume: u8) -> Hello {
         size_bytes: VOLUME_BYTES,
         block_bytes: 512,
         name: format!("disk{volume}"),
+        run: AgentRun::default(),
     }
 }
 
@@ -144,7 +152,8 @@ impl Agent {
     pub(crate) fn connect(path: &Path) -> Self {
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        Self { stream, welcome: None, last: Seq(0), token: 0 }
+        let path = path.to_owned();
+        Self { stream, path, welcome: None, last: Seq(0), token: 0 }
     }
 
     /// A session that was welcomed.
@@ -156,10 +165,19 @@ impl Agent {
         let welcome = Welcome::decode(&body).unwrap();
         agent.last = welcome.durable;
         agent.welcome = Some(welcome);
+        let key = (agent.path.clone(), hello.volume);
+        EPOCHS.lock().unwrap().insert(key, welcome.epoch);
         agent
     }
 
+    /// As an agent that remembers its last session.
     pub(crate) fn say_hello(&mut self, hello: &Hello) {
+        let key = (self.path.clone(), hello.volume);
+        let epoch = EPOCHS.lock().unwrap().get(&key).copied().unwrap_or_default();
+        self.say_exactly(&Hello { epoch: hello.epoch.max(epoch), ..hello.clone() });
+    }
+
+    pub(crate) fn say_exactly(&mut self, hello: &Hello) {
         let mut body = Vec::new();
         hello.encode(&mut body);
         self.send(FrameKind::Hello, &body);

@@ -5,6 +5,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use tidemark_collector::config::Config;
 use tidemark_collector::config::settings::Settings;
@@ -79,6 +80,9 @@ impl SessionPort for Port {
     fn instruct(&self, _: Instruct) -> bool {
         false
     }
+    fn heard_at(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// The collector's volumes, and one of them.
@@ -118,7 +122,12 @@ impl Bench {
         let (_, queue) = self.volumes.get_or_register(hello)?;
         let (sender, said) = mpsc::channel();
         let port = Arc::new(Port(sender));
-        let opening = Opening { hello: hello.clone(), peer: "test".into(), port };
+        let opening = Opening {
+            hello: hello.clone(),
+            peer: "test".into(),
+            now: Duration::from_secs(1000),
+            port,
+        };
         queue.send(Command::Open(Box::new(opening))).unwrap();
         match said.recv().unwrap() {
             Said::Opened(Ok(welcome)) => Ok(Session { queue, said, welcome }),

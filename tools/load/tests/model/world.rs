@@ -35,7 +35,7 @@ use tidemark_collector::ingest::volumes::{Ground, Volumes};
 use tidemark_collector::journal::{JournalConfig, Mark};
 use tidemark_collector::seam;
 use tidemark_collector::storage::RealStorage;
-use tidemark_wire::{AgentId, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
+use tidemark_wire::{AgentId, AgentRun, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 
 use super::link::WorseDial;
 use super::plan::{Case, RingSort};
@@ -279,6 +279,8 @@ impl Agent {
             capture: Arc::clone(volume.capture()),
             state: Arc::clone(&state),
             agent: AgentId::from_random(random.bytes()),
+            run: AgentRun::from_random(random.bytes()),
+            first: Seq(1),
             clock: Arc::clone(&clock),
             random,
         };
