@@ -109,7 +109,12 @@ fn under_live_writes_it_finds_what_differs_and_nothing_else() {
                 while volume.capture().ring().used().is_beyond_half() {
                     sleep(Duration::from_millis(2)).await;
                 }
-                write(&volume, at, &noise(3000 + 512 * (round as usize % 90), round)).await;
+                write(
+                    &volume,
+                    at,
+                    &noise(3000 + 512 * usize::try_from(round % 90).unwrap(), round),
+                )
+                .await;
             }
         });
     }

@@ -36,9 +36,69 @@ fn restored(client: &Client, at: &str, dir: &std::path::Path) -> Vec<u8> {
     }
     assert_eq!(job.state, JobState::Done, "{:?}", job.error);
     let result = job.result.unwrap();
-    assert_eq!(result.size_bytes, VOLUME_BYTES);
     assert_eq!(job.done_bytes, job.total_bytes);
-    std::fs::read(new.target).unwrap()
+    let bytes = std::fs::read(new.target).unwrap();
+    assert_eq!(result.size_bytes, bytes.len() as u64);
+    bytes
+}
+
+fn resize(old_bytes: u64, new_bytes: u64) -> Change {
+    let mut resize = change(RecordKind::Resize, 0, new_bytes, Vec::new());
+    resize.spec.aux = old_bytes;
+    resize
+}
+
+#[test]
+fn a_volume_has_the_size_that_its_newest_durable_record_made() {
+    const GROWN: u64 = VOLUME_BYTES + (1 << 20);
+    const CUT: u64 = 12_288;
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = Model::new();
+    let daemon = Daemon::start(dir.path());
+    // What the agent says of its size when it comes decides nothing.
+    let mut told = hello(1);
+    let mut agent = Agent::open(&daemon.ingest, &told);
+    agent.copy(&mut model);
+    let mut states = vec![(agent.last, model.0.clone())];
+    for (old, new) in [(VOLUME_BYTES, GROWN), (GROWN, CUT), (CUT, GROWN)] {
+        let last = write(new - 4096, vec![0x77; 4096]);
+        model.0.resize(usize::try_from(new).unwrap(), 0);
+        model.apply_all(std::slice::from_ref(&last));
+        let seq = agent.send_changes(&[resize(old, new), last]);
+        states.push((seq, model.0.clone()));
+        agent.wait_durable();
+        (told.size_bytes, told.epoch) = (old, agent.welcome.unwrap().epoch);
+        agent = Agent::open(&daemon.ingest, &told);
+        assert_eq!(agent.welcome.unwrap().size_bytes, new);
+        assert_eq!(daemon.client().volume("disk1").unwrap().size_bytes, new);
+    }
+    agent.send_changes(&[write(GROWN, vec![1; 512])]);
+    expect_refusal(&mut agent, RefuseReason::Protocol, "of a volume of");
+    told.epoch = agent.welcome.unwrap().epoch;
+    let mut agent = Agent::open(&daemon.ingest, &told);
+    agent.send_changes(&[resize(CUT, VOLUME_BYTES)]);
+    expect_refusal(&mut agent, RefuseReason::Protocol, "but it has");
+    told.epoch = agent.welcome.unwrap().epoch;
+    daemon.stop();
+
+    let daemon = Daemon::start(dir.path());
+    let agent = Agent::open(&daemon.ingest, &told);
+    assert_eq!(agent.welcome.unwrap().size_bytes, GROWN);
+    let events = daemon.client().events(0).unwrap();
+    let of_size = events.iter().filter(|event| event.message.contains("volume disk1 "));
+    let said: Vec<_> = of_size.map(|event| event.message.split(" at ").next().unwrap()).collect();
+    assert_eq!(
+        said,
+        [
+            format!("volume disk1 grew from {VOLUME_BYTES} to {GROWN} bytes"),
+            format!("volume disk1 shrank from {GROWN} to {CUT} bytes"),
+            format!("volume disk1 grew from {CUT} to {GROWN} bytes"),
+        ]
+    );
+    for (seq, bytes) in states {
+        assert!(restored(&daemon.client(), &format!("seq:{seq}"), dir.path()) == bytes, "{seq}");
+    }
+    daemon.stop();
 }
 
 #[test]
