@@ -176,6 +176,7 @@ impl<'a> Session<'a> {
         };
         let verdict = sized(judge(hello, welcome, &known), capture, consumer, welcome);
         warn_of_lineage(capture.name(), hello, welcome);
+        doubt_left(parts, welcome.span_open);
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;
@@ -400,6 +401,7 @@ impl<'a> Session<'a> {
     fn note_span(&mut self, seq: Seq) {
         let capture = &self.parts.capture;
         self.span_sent.get_or_insert(seq);
+        doubt_left(self.parts, seq);
         if capture.phases().phase() == (Phase::Whole { copy_end: None }) {
             tracing::info!(volume = capture.name(), "record {seq} began a copy that nobody ended");
             capture.want_copy(CopyCause::Gap(GapReason::CopyInterrupted));
@@ -469,6 +471,15 @@ fn sized(verdict: Verdict, capture: &Capture, consumer: &Consumer, welcome: &Wel
     }
     capture.intent().doubt_all();
     Verdict::CopyAnew(CopyCause::Gap(GapReason::Resized))
+}
+
+/// A span that begins with the record `begin` (0 when there is none) and that a predecessor left:
+/// what its copy had not brought is known by the bits alone, whatever else is wanted by now. Found
+/// by the simulator (seed 3738): a full ring had wanted a copy of its own before the span was seen.
+fn doubt_left(parts: &ShipperParts, begin: Seq) {
+    if Seq(0) < begin && begin < parts.first {
+        parts.capture.intent().doubt_marked();
+    }
 }
 
 /// Sends one message.

@@ -28,6 +28,8 @@ const PATIENCE: u64 = 400;
 const PATIENCE_IDLE: u64 = 60;
 /// Polls after which a step is brought about that has not come.
 const PROVOKE_AFTER: u64 = 20;
+/// What counts as the end of a guest's long pause.
+const LULL_END: Duration = Duration::from_secs(2);
 /// Longest time until everything is quiet, once nothing goes wrong any more.
 const QUIET_MAX: Duration = Duration::from_secs(600);
 /// How long everything has to stay quiet.
@@ -127,11 +129,8 @@ impl Director {
         let Some(next) = self.planned.front_mut() else { return };
         match world.guest.lull_left(world.time.now()) {
             // At the end of a long pause little of what may be lost is known to differ.
-            Some(left) if next.fault == Fault::AgentPower => {
-                if left > Duration::from_secs(2) {
-                    return;
-                }
-            }
+            Some(left) if next.fault == Fault::AgentPower && left > LULL_END => return,
+            Some(_) if next.fault == Fault::AgentPower => {}
             _ if world.guest.left() > next.armed_at => return,
             _ => {}
         }
