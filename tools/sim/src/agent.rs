@@ -207,9 +207,11 @@ impl AgentMachine {
         std::fs::write(self.dir.join(STATE_FILE), &snapshot.state).expect("a file of ours");
     }
 
-    /// What the disk's mark tells the next process, as `look_at_backing` does.
+    /// What the disk's mark tells the next process, as `look_at_backing` does. The mark is renewed
+    /// when that process has opened the volume: another one that follows a kill in between is told
+    /// the same.
     fn look(&self, restart: Restart, is: usize) -> Option<Change> {
-        let (is_changed, was) = (self.is_changed.take(), self.size_bytes.replace(is));
+        let (is_changed, was) = (self.is_changed.get(), self.size_bytes.get());
         if restart != Restart::First && was != is {
             return Some(Change::Resized {
                 was: was as u64,
@@ -253,6 +255,8 @@ async fn open(world: &Rc<World>) -> anyhow::Result<()> {
     let store = SimStore(Arc::clone(&world.disk));
     let look = |_: &Ring, restart| Ok(machine.look(restart, world.disk.size_bytes()));
     let (volume, started) = open_on(store, &left, &clock, look).await?;
+    machine.is_changed.set(false);
+    machine.size_bytes.set(world.disk.size_bytes());
     let volume = Arc::new(volume);
     world.trace.say(|| format!("agent: {started}"));
     let process = Process {
