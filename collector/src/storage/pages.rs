@@ -165,6 +165,7 @@ mod tests {
         let mut part = [9; 300];
         copy.read(19_900, &mut part);
         assert_eq!((part[99], part[100]), (4, 0), "behind the end are zeroes");
-        assert_eq!(pages.run(0, 20_000), (8192, true));
+        assert_eq!(pages.run(0, 20_000), (4096, true));
+        assert_eq!(pages.run(4096, 20_000), (4096, false), "zeroed whole");
     }
 }

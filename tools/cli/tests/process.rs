@@ -197,10 +197,10 @@ fn volume(state: &str) -> String {
         "since":"2026-01-01T00:00:00Z","reason":"protection was paused",
         "retired":{{"since":"2026-01-01T00:00:00Z","erase_after":"2026-01-08T00:00:00Z"}},
         "policy":{{"window_seconds":86400,"journal_bytes_max":null,"point_interval_seconds":30,
-        "own":false}},"connected":true,"agent":null,"journal":"j","timeline":1,"epoch":1,
+        "compare_window":"00:00-06:00","verify_days":7,"resync_days":null,"own":false}},"connected":true,"agent":null,"journal":"j","timeline":1,"epoch":1,
         "durable_seq":1,"durable_time":null,"first_seq":null,"first_time":null,
         "rpo_seconds":null,"journal_bytes":2048,"segments":1,"spans":[],"copy":null,
-        "problem":null}}"#
+        "differing_bytes":null,"problem":null}}"#
     )
 }
 
@@ -210,7 +210,8 @@ fn the_life_of_a_volume_is_told_to_the_collector() {
         let answer = match line.split(' ').nth(1).expect("a path") {
             path if path.ends_with("/policy") => {
                 r#"{"window_seconds":7200,"journal_bytes_max":1073741824,
-                "point_interval_seconds":null,"own":true}"#
+                "point_interval_seconds":null,"compare_window":"22:00-04:00","verify_days":7,
+                "resync_days":null,"own":true}"#
                     .to_owned()
             }
             path if path.ends_with("/pause") => volume("paused"),
@@ -224,7 +225,7 @@ fn the_life_of_a_volume_is_told_to_the_collector() {
         (
             "volume policy disk --window 2h --journal-max 1GiB --point-interval 0",
             "POST /v1/volumes/disk/policy HTTP/1.1 {\"default\":false,\"window_seconds\":7200,\
-             \"journal_bytes_max\":1073741824,\"point_interval_seconds\":0}",
+             \"journal_bytes_max\":1073741824,\"point_interval_seconds\":0",
             "2 h 0 min of history, journal up to 1.0 GiB, no points by interval",
         ),
         ("volume pause disk", "POST /v1/volumes/disk/pause ", "volume disk is paused"),
