@@ -66,12 +66,17 @@ impl Mapping {
         check_tmpfs(path, &file)?;
         let lock = lock(path, file)?;
         let len = libc::off_t::try_from(layout.file_bytes()).expect("bounded by RING_BYTES_MAX");
-        nix::fcntl::fallocate(&*lock, nix::fcntl::FallocateFlags::empty(), 0, len).map_err(
-            |errno| {
-                let kind = if errno == nix::Error::ENOSPC { Kind::NoSpace } else { Kind::Io };
-                RingError::io(kind, path, &format!("allocate {len} bytes"), errno.into())
-            },
-        )?;
+        // tmpfs gives up, and takes everything back, when a signal comes.
+        let allocated = loop {
+            match nix::fcntl::fallocate(&*lock, nix::fcntl::FallocateFlags::empty(), 0, len) {
+                Err(nix::Error::EINTR) => {}
+                allocated => break allocated,
+            }
+        };
+        allocated.map_err(|errno| {
+            let kind = if errno == nix::Error::ENOSPC { Kind::NoSpace } else { Kind::Io };
+            RingError::io(kind, path, &format!("allocate {len} bytes"), errno.into())
+        })?;
         Self::map(path, lock, layout, mlock)
     }
 
