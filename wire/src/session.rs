@@ -22,6 +22,7 @@
 //! told to a collector that was put back. [`Lineage`] says which, and neither stream goes on.
 
 use std::mem::size_of;
+use std::time::Duration;
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -31,6 +32,10 @@ use crate::error::DecodeError;
 use crate::frame::WIRE_VERSION;
 use crate::id::{AgentId, AgentRun, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 use crate::limits::{COUNTER_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX, VOLUME_BYTES_MAX};
+
+/// How often an agent says at least how its stream stands. While that is not whole it answers no
+/// token, and the collector tells by this alone that it is there.
+pub const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(1);
 
 /// The agent's opening.
 #[derive(Clone, Debug, PartialEq, Eq)]

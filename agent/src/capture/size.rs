@@ -125,7 +125,6 @@ impl Capture {
     /// the collector, which holds a volume of `held_bytes`. Gives the ticket at or behind which the
     /// copy's first record will be, and that of no copy before it.
     pub fn want_copy_anew(&self, cause: CopyCause, held_bytes: u64) -> Ticket {
-        self.doubt(cause);
         let place = || {
             self.sizes.stream.store(held_bytes, Ordering::Relaxed);
             self.ring.tail_ticket()

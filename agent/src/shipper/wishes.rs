@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tidemark_wire::frame::FrameKind;
 use tidemark_wire::instruct::{Instruct, InstructId, InstructKind, Obeyed};
-use tidemark_wire::session::Standing;
+use tidemark_wire::session::{SIGN_OF_LIFE_EVERY, Standing};
 
 use super::ShipperParts;
 use super::incoming::StreamError;
@@ -18,11 +18,7 @@ use crate::capture::verification::VerifyWish;
 
 /// How often the collector is told figures that change all the time, and how the stream stands also
 /// when nothing has changed: that tells an agent that is there from a connection that is dead.
-const FIGURES_EVERY: Duration = Duration::from_secs(1);
-
-/// How often the collector is told how the stream stands when that is as before: while it is not
-/// whole no token is answered, and an agent that is silent counts as lost.
-const STANDING_EVERY: Duration = Duration::from_secs(20);
+const FIGURES_EVERY: Duration = SIGN_OF_LIFE_EVERY;
 
 /// What one session owes the collector.
 #[derive(Default)]
@@ -72,8 +68,7 @@ impl Wishes {
         let standing = parts.capture.standing();
         let is_said = |(told, at): (Standing, Duration)| {
             let figures = (standing.differing_bytes, told.differing_bytes);
-            let every = if figures.0 == figures.1 { STANDING_EVERY } else { FIGURES_EVERY };
-            let is_late = now >= at + every;
+            let is_late = now >= at + FIGURES_EVERY;
             let turns = (figures.0 == 0) != (figures.1 == 0);
             let same = Standing { differing_bytes: told.differing_bytes, ..standing } == told;
             same && !turns && !is_late

@@ -13,14 +13,15 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use tidemark_wire::session::Hello;
+use tidemark_wire::session::{Hello, SIGN_OF_LIFE_EVERY};
 use tidemark_wire::{AgentId, AgentRun};
 
 use super::volume::Live;
 
 /// A session is alive when its agent was heard this recently; an agent that has nothing to send
-/// gives a sign of life every second.
+/// gives a sign of life every [`SIGN_OF_LIFE_EVERY`].
 const ALIVE: Duration = Duration::from_secs(5);
+const _: () = assert!(ALIVE.as_secs() >= 3 * SIGN_OF_LIFE_EVERY.as_secs());
 /// The agent of a killed process may be taken for alive for a moment; whoever is refused comes
 /// again, and then both are sure to be there.
 const SURE_AFTER: Duration = Duration::from_secs(2);
