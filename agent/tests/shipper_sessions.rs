@@ -22,7 +22,9 @@ use tidemark_agent::state::{KeptState, StateFile, VolumeState};
 use tidemark_wire::body::GapReason;
 use tidemark_wire::compare::{Compare, Differ, LeafHash, NODE_BYTES, NodeRange, node_hash};
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
-use tidemark_wire::session::{Ack, Hello, Lineage, Refuse, RefuseReason, Welcome};
+use tidemark_wire::session::{
+    Ack, Hello, Lineage, Refuse, RefuseReason, SIGN_OF_LIFE_EVERY, Welcome,
+};
 use tidemark_wire::{
     AgentId, AgentRun, Epoch, JournalId, RecordKind, Seq, Timeline, VolumeId, WallMicros,
 };
@@ -240,6 +242,23 @@ fn the_copy_counts_as_whole_until_its_gap_is_durable() {
     assert_eq!(sent, Some((2, vec![RecordKind::Flush, RecordKind::Gap])));
     second.send(FrameKind::Ack, |body| Ack { durable: at.0.into() }.encode(body));
     wait_for("the gap counts", || !agent.state.get().copied);
+    agent.stop();
+}
+
+#[test]
+fn an_agent_whose_stream_is_not_whole_still_says_that_it_is_there() {
+    let agent = agent();
+    agent.capture.pause();
+    let mut session = Connection::accept(&agent.connections);
+    session.welcome(3);
+    // The collector takes an agent for gone, and lets a copy of it in, when it hears nothing for
+    // five times this long.
+    session.stream.set_read_timeout(Some(SIGN_OF_LIFE_EVERY * 5)).unwrap();
+    let mut told = 0;
+    while told < 3 {
+        let kind = receive_frame(&mut session.stream, &mut session.body).unwrap();
+        told += usize::from(kind == FrameKind::Standing);
+    }
     agent.stop();
 }
 
