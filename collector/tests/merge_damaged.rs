@@ -13,7 +13,7 @@ use journal_support::{Random, VOLUME_BYTES};
 use merge_support::{Model, Op, World};
 use tidemark_collector::error::{JournalError, Part, ViewError};
 use tidemark_collector::seed::{Seed, SeedBuilder, merge_into_seed};
-use tidemark_collector::storage::{Fault, MemoryStorage, Storage};
+use tidemark_collector::storage::{Fault, MemoryStorage, Reads, Storage};
 use tidemark_wire::{Seq, WallMicros};
 
 const DIR: &str = "/volume";
@@ -252,7 +252,7 @@ fn an_import_is_there_as_a_whole_or_not_at_all() {
     };
     let read = |seed: &Seed<MemoryStorage>| {
         let mut bytes = vec![1; usize::try_from(size).unwrap()];
-        seed.read_at(&mut bytes, 0).unwrap();
+        seed.read_at(Reads::Again, &mut bytes, 0).unwrap();
         bytes
     };
     let storage = fresh();

@@ -17,7 +17,7 @@ use tidemark_wire::Seq;
 use tidemark_wire::compare::{Compare, Differ, DifferNode, NodeRange};
 
 /// Questions that may wait for an answer, at most. The collector takes as many.
-pub const QUESTIONS_MAX: usize = 8;
+pub const QUESTIONS_MAX: usize = 16;
 
 enum Stage {
     Posted,

@@ -63,7 +63,7 @@ pub use crate::clock::{EngineTimer, Timer};
 
 /// Walks over different parts of the volume that go on at the same time. Each has one read or one
 /// question in flight and one buffer.
-const LANES: usize = 4;
+const LANES: usize = 8;
 /// Nodes that a lane takes at a time, at most: 32 MiB, and one question.
 const LANE_NODES: usize = 8;
 const _: () = assert!(2 * LANES <= QUESTIONS_MAX, "each lane has a place on the desk");

@@ -30,7 +30,7 @@ const EXTENTS_MAX: usize = 256;
 /// Leaves that are read at a time: 1 MiB.
 const READ_LEAVES: usize = 16;
 /// Threads of one session.
-const THREADS: usize = 4;
+const THREADS: usize = 8;
 /// How often a state is opened that a merge passes at the same time.
 const OPENS_MAX: usize = 8;
 // A leaf fits in memory on every machine.
@@ -125,7 +125,7 @@ pub fn answer<S: Storage>(
             .inspect_err(|error| tracing::debug!(volume = name, %error, "opened again"))
             .ok()
     });
-    let Some(view) = opened else {
+    let Some(view) = opened.map(View::read_once) else {
         tracing::warn!(volume = name, "what the journal holds can't be opened to compare it");
         return Some(unknown(question));
     };

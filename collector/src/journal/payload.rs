@@ -16,7 +16,7 @@ use super::cache::Cache;
 use super::resolve::Place;
 use super::segment::{Head, Segment, decode_head};
 use crate::error::{Damage, Part, ReadError};
-use crate::storage::Storage;
+use crate::storage::{Reads, Storage};
 
 /// Bytes of expanded payloads that one view or merge keeps, at most.
 const EXPANDED_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -30,16 +30,22 @@ pub(crate) struct Payloads {
     /// By all that the index says of the record: a forged one that names the same bytes as another
     /// record is not found here, and so is checked.
     expanded: Mutex<Cache<Place, Expanded>>,
+    reads: Reads,
 }
 
 impl Default for Payloads {
     fn default() -> Self {
         let cache = Cache::new(EXPANDED_BYTES_MAX, |payload: &Expanded| payload.len());
-        Self { expanded: Mutex::new(cache) }
+        Self { expanded: Mutex::new(cache), reads: Reads::default() }
     }
 }
 
 impl Payloads {
+    /// What becomes of the bytes of the files.
+    pub(crate) fn set_reads(&mut self, reads: Reads) {
+        self.reads = reads;
+    }
+
     /// Fills `out` with the bytes of `part` of the volume from the record at `place`, which holds
     /// them. After an error `out` holds nothing of the record.
     pub(crate) fn read<S: Storage>(
@@ -56,7 +62,7 @@ impl Payloads {
         }
         let position = u64::from(place.position);
         let (head, bytes) = if place.record_bytes <= ONE_READ_BYTES_MAX {
-            let bytes = segment.read_record(position, place.record_bytes)?;
+            let bytes = segment.read_record(self.reads, position, place.record_bytes)?;
             let head = decode_head(&bytes).map_err(|error| segment.damage(position, &error))?;
             (head, Some(bytes))
         } else {
@@ -65,13 +71,16 @@ impl Payloads {
         check_head(segment, place, &head)?;
         match Codec::from_byte(head.header.codec) {
             Ok(Codec::Raw) => {
-                let read = read_raw(segment, place, &head, bytes.as_deref(), within, out);
+                let read = match bytes {
+                    Some(bytes) => copy_raw(segment, place, &head, &bytes, within, out),
+                    None => read_raw(segment, self.reads, place, &head, within, out),
+                };
                 read.inspect_err(|_| out.fill(0))
             }
             Ok(Codec::Snappy) => {
                 let bytes = match bytes {
                     Some(bytes) => bytes,
-                    None => segment.read_record(position, place.record_bytes)?,
+                    None => segment.read_record(self.reads, position, place.record_bytes)?,
                 };
                 let payload =
                     Arc::new(expand(&bytes).map_err(|error| segment.damage(position, &error))?);
@@ -123,40 +132,51 @@ fn check_head<S: Storage>(
     Err(Damage::new(&segment.path(), Part::Record, place.position.into(), detail).into())
 }
 
-/// Reads the pieces that `within` touches, from `bytes` (the whole record) where it is there.
-fn read_raw<S: Storage>(
+/// Takes the pieces that `within` touches from `bytes`, the whole record.
+fn copy_raw<S: Storage>(
     segment: &Segment<S>,
     place: &Place,
     head: &Head,
-    bytes: Option<&[u8]>,
+    bytes: &[u8],
     within: Range<usize>,
     out: &mut [u8],
 ) -> Result<(), ReadError> {
-    let len = head.header.payload_bytes.get() as usize;
-    let (first, run) = touched(place.range.start(), len, &within);
+    let (first, run) = touched(place, head, &within);
     let stored_at = head.stored_at() + run.start;
-    let file_at = u64::from(place.position) + stored_at as u64;
-    if let Some(bytes) = bytes {
-        let pieces = &bytes[stored_at..stored_at + run.len()];
-        check(segment, place, head, first, &run, pieces)?;
-        out.copy_from_slice(&pieces[within.start - run.start..within.end - run.start]);
-    } else if run == within {
-        segment.read_at(out, file_at)?;
-        check(segment, place, head, first, &run, out)?;
-    } else {
-        let mut pieces = vec![0; run.len()];
-        segment.read_at(&mut pieces, file_at)?;
-        check(segment, place, head, first, &run, &pieces)?;
-        out.copy_from_slice(&pieces[within.start - run.start..within.end - run.start]);
-    }
+    let pieces = &bytes[stored_at..stored_at + run.len()];
+    check(segment, place, head, first, &run, pieces)?;
+    out.copy_from_slice(&pieces[within.start - run.start..within.end - run.start]);
     Ok(())
 }
 
-/// The pieces of a payload of `len` bytes at `start` of the volume that `within` touches: number
-/// of the first, and all of them as a range within the payload.
-fn touched(start: u64, len: usize, within: &Range<usize>) -> (usize, Range<usize>) {
+/// Reads the pieces that `within` touches.
+fn read_raw<S: Storage>(
+    segment: &Segment<S>,
+    reads: Reads,
+    place: &Place,
+    head: &Head,
+    within: Range<usize>,
+    out: &mut [u8],
+) -> Result<(), ReadError> {
+    let (first, run) = touched(place, head, &within);
+    let file_at = u64::from(place.position) + (head.stored_at() + run.start) as u64;
+    if run == within {
+        segment.read_at(reads, out, file_at)?;
+        return check(segment, place, head, first, &run, out);
+    }
+    let mut pieces = vec![0; run.len()];
+    segment.read_at(reads, &mut pieces, file_at)?;
+    check(segment, place, head, first, &run, &pieces)?;
+    out.copy_from_slice(&pieces[within.start - run.start..within.end - run.start]);
+    Ok(())
+}
+
+/// The pieces of a record's payload that `within` touches: number of the first, and all of them as
+/// a range within the payload.
+fn touched(place: &Place, head: &Head, within: &Range<usize>) -> (usize, Range<usize>) {
+    let len = head.header.payload_bytes.get() as usize;
     let block = CHECK_BLOCK_BYTES as usize;
-    let lead = checksum::lead_bytes(start) as usize;
+    let lead = checksum::lead_bytes(place.range.start()) as usize;
     let first = (lead + within.start) / block;
     let end = ((lead + within.end).next_multiple_of(block) - lead).min(len);
     (first, (first * block).saturating_sub(lead)..end)

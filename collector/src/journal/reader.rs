@@ -22,7 +22,7 @@ use super::segment::Segment;
 use super::span::Spans;
 use super::types::{Mark, SegmentInfo, Span};
 use crate::error::{Damage, JournalError, NotOffered, Part, ReadError};
-use crate::storage::{RealStorage, Storage};
+use crate::storage::{Reads, RealStorage, Storage};
 
 /// The segments of a journal, oldest first.
 pub(crate) type SegmentList<S> = Arc<Vec<Arc<Segment<S>>>>;
@@ -352,7 +352,7 @@ fn read_mark<S: Storage>(
     entry: &MarkEntry,
 ) -> Result<Option<Mark>, ReadError> {
     let position = u64::from(entry.position.get());
-    let bytes = segment.read_record(position, entry.record_bytes.get())?;
+    let bytes = segment.read_record(Reads::Again, position, entry.record_bytes.get())?;
     let mark = Record::decode(&bytes).and_then(|record| Mark::from_record(&record));
     let mark = mark.map_err(|error| segment.damage(position, &error))?;
     if mark.as_ref().is_some_and(|mark| mark.seq.0 == entry.seq.get()) {

@@ -25,7 +25,7 @@ use super::index::{Extremes, MemoryIndex, Tables, Visit, cut_marks};
 use super::scan::{RECORD_BYTES_MAX, Scan, Stop, part_of};
 use super::types::SegmentInfo;
 use crate::error::{Damage, JournalError, Part, ReadError};
-use crate::storage::{Storage, StorageFile};
+use crate::storage::{Reads, Storage, StorageFile};
 
 type MapOf<S> = <<S as Storage>::File as StorageFile>::Map;
 
@@ -183,7 +183,7 @@ impl<S: Storage> Segment<S> {
         let is_point =
             |mark: &&MarkEntry| mark.seq.get() == last.0 && mark.kind == RecordKind::Bookmark as u8;
         marks.last().filter(is_point).map_or(Ok(Vec::new()), |mark| {
-            self.read_record(mark.position.get().into(), mark.record_bytes.get())
+            self.read_record(Reads::Again, mark.position.get().into(), mark.record_bytes.get())
         })
     }
 
@@ -349,13 +349,14 @@ impl<S: Storage> Segment<S> {
         let end = self.records_end()?;
         let len = usize::try_from(end.saturating_sub(position)).unwrap_or(room).min(room);
         let mut bytes = vec![0; len];
-        self.read_at(&mut bytes, position)?;
+        self.read_at(Reads::Again, &mut bytes, position)?;
         decode_head(&bytes).map_err(|error| self.damage(position, &error).into())
     }
 
     /// Reads the bytes of a whole record.
     pub(crate) fn read_record(
         &self,
+        reads: Reads,
         position: u64,
         record_bytes: u32,
     ) -> Result<Vec<u8>, ReadError> {
@@ -364,17 +365,22 @@ impl<S: Storage> Segment<S> {
             return Err(Damage::new(&self.path(), Part::Index, position, detail).into());
         }
         let mut bytes = vec![0; record_bytes as usize];
-        self.read_at(&mut bytes, position)?;
+        self.read_at(reads, &mut bytes, position)?;
         Ok(bytes)
     }
 
     /// Reads bytes that the index says are there; a file that ends before is damaged.
-    pub(crate) fn read_at(&self, bytes: &mut [u8], position: u64) -> Result<(), ReadError> {
+    pub(crate) fn read_at(
+        &self,
+        reads: Reads,
+        bytes: &mut [u8],
+        position: u64,
+    ) -> Result<(), ReadError> {
         let (file, path) = {
             let state = self.state();
             (self.file(&state)?, state.path.clone())
         };
-        file.read_at(bytes, position).map_err(|error| {
+        reads.fill(&*file, bytes, position).map_err(|error| {
             if error.kind() == io::ErrorKind::UnexpectedEof {
                 let detail = format!("the file ends before {} bytes from here", bytes.len());
                 Damage::new(&path, Part::File, position, detail).into()

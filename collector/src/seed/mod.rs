@@ -68,7 +68,7 @@ pub use self::step::{Merged, Pace, merge_into_seed};
 use crate::error::{Damage, JournalError, Part, ViewError};
 use crate::journal::Base;
 use crate::journal::format::CELL_BYTES;
-use crate::storage::{FileExtent, RealStorage, Storage, StorageFile};
+use crate::storage::{FileExtent, Reads, RealStorage, Storage, StorageFile};
 
 /// Name of the image in a volume's directory.
 pub const SEED_FILE: &str = "seed.img";
@@ -200,7 +200,7 @@ impl<S: Storage> Seed<S> {
     /// # Errors
     /// `Damaged` or `Unreadable` with the range; `Io`, also for a block whose bytes are known
     /// only when an interrupted merge has been completed.
-    pub fn read_at(&self, out: &mut [u8], at: u64) -> Result<(), ViewError> {
+    pub fn read_at(&self, reads: Reads, out: &mut [u8], at: u64) -> Result<(), ViewError> {
         let shared = self.shared();
         let there = shared.file_bytes.saturating_sub(at);
         let held = usize::try_from(there).map_or(out.len(), |there| there.min(out.len()));
@@ -220,28 +220,40 @@ impl<S: Storage> Seed<S> {
         while !rest.is_empty() {
             let left = usize::try_from(CELL_BYTES - from % CELL_BYTES).unwrap_or(rest.len());
             let (part, behind) = rest.split_at_mut(left.min(rest.len()));
-            self.read_in_cell(&shared, part, from)?;
+            self.read_in_cell(&shared, reads, part, from)?;
             from += part.len() as u64;
             rest = behind;
         }
         Ok(())
     }
 
-    fn read_in_cell(&self, shared: &Shared, out: &mut [u8], from: u64) -> Result<(), ViewError> {
+    fn read_in_cell(
+        &self,
+        shared: &Shared,
+        reads: Reads,
+        out: &mut [u8],
+        from: u64,
+    ) -> Result<(), ViewError> {
         let lead = usize::try_from(from % BLOCK_BYTES).expect("a remainder of 4096");
         if lead == 0 && out.len().is_multiple_of(BLOCK) {
-            return self.read_blocks(shared, out, from / BLOCK_BYTES);
+            return self.read_blocks(shared, reads, out, from / BLOCK_BYTES);
         }
         let mut blocks = vec![0; (lead + out.len()).next_multiple_of(BLOCK)];
-        self.read_blocks(shared, &mut blocks, from / BLOCK_BYTES)?;
+        self.read_blocks(shared, reads, &mut blocks, from / BLOCK_BYTES)?;
         out.copy_from_slice(&blocks[lead..lead + out.len()]);
         Ok(())
     }
 
     /// Reads whole blocks of one cell and checks them.
-    fn read_blocks(&self, shared: &Shared, out: &mut [u8], first: u64) -> Result<(), ViewError> {
+    fn read_blocks(
+        &self,
+        shared: &Shared,
+        reads: Reads,
+        out: &mut [u8],
+        first: u64,
+    ) -> Result<(), ViewError> {
         let sums = self.load_sums(first, out.len() / BLOCK).map_err(|error| self.io(error))?;
-        self.load_blocks(shared.file_bytes, out, first).map_err(|error| {
+        self.load_blocks(shared.file_bytes, reads, out, first).map_err(|error| {
             if error.kind() == io::ErrorKind::UnexpectedEof {
                 return damaged(&self.paths.image, first, "the file ends before it");
             }
@@ -267,7 +279,13 @@ impl<S: Storage> Seed<S> {
 
     /// Reads blocks as they stand, filled with zeroes behind the end of the image. Holes are not
     /// read: the page cache would be filled with zeroes for them.
-    fn load_blocks(&self, file_bytes: u64, out: &mut [u8], first: u64) -> io::Result<()> {
+    fn load_blocks(
+        &self,
+        file_bytes: u64,
+        reads: Reads,
+        out: &mut [u8],
+        first: u64,
+    ) -> io::Result<()> {
         let start = first * BLOCK_BYTES;
         let there = file_bytes.saturating_sub(start);
         let held = usize::try_from(there).map_or(out.len(), |there| there.min(out.len()));
@@ -286,7 +304,7 @@ impl<S: Storage> Seed<S> {
             if extent.hole {
                 part.fill(0);
             } else {
-                self.image.read_at(part, from)?;
+                reads.fill(&self.image, part, from)?;
             }
             done += len;
         }

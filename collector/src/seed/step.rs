@@ -17,7 +17,7 @@ use super::{BLOCK, BLOCK_BYTES, Seed, Shared, block_damage, block_sum, files};
 use crate::error::{Damage, JournalError, Part, ReadError};
 use crate::journal::format::CELL_BYTES;
 use crate::journal::{Base, JournalReader, Payloads, Place, Segment, Source, resolve};
-use crate::storage::{Storage, StorageFile};
+use crate::storage::{Reads, Storage, StorageFile};
 
 /// Asked before bytes are written, with their number; waits as long as they have to, and says
 /// whether to go on.
@@ -401,7 +401,7 @@ impl<'a, 'p, S: Storage> Step<'a, 'p, S> {
         }
         let mut found = [0; BLOCK];
         let shared = self.seed.shared();
-        let loaded = self.seed.load_blocks(shared.file_bytes, &mut found, block);
+        let loaded = self.seed.load_blocks(shared.file_bytes, Reads::Again, &mut found, block);
         loaded.map_err(self.image_error("read"))?;
         let whole = ByteRange::new(start, len).expect("a block of the volume");
         for part in below.iter().filter_map(|part| part.intersect(whole)) {

@@ -97,6 +97,29 @@ pub struct FileExtent {
     pub hole: bool,
 }
 
+/// What becomes of bytes once they are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// They may soon be asked for again.
+    #[default]
+    Again,
+    /// They are not: they shall not push others out of memory.
+    Once,
+}
+
+impl Reads {
+    /// Fills `bytes` from a place of a file.
+    ///
+    /// # Errors
+    /// As [`StorageFile::read_at`].
+    pub(crate) fn fill(self, file: &impl StorageFile, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        match self {
+            Self::Again => file.read_at(bytes, at),
+            Self::Once => file.read_once_at(bytes, at),
+        }
+    }
+}
+
 /// An open file. Calls from several threads have no order among each other.
 #[allow(clippy::len_without_is_empty, reason = "a length that can fail is asked for its number")]
 pub trait StorageFile: Send + Sync + 'static {
@@ -114,6 +137,14 @@ pub trait StorageFile: Send + Sync + 'static {
     /// # Errors
     /// `UnexpectedEof` when the file ends before, else the operating system's.
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()>;
+
+    /// As [`StorageFile::read_at`], for [`Reads::Once`].
+    ///
+    /// # Errors
+    /// As [`StorageFile::read_at`].
+    fn read_once_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        self.read_at(bytes, at)
+    }
 
     /// Length in bytes.
     ///

@@ -20,7 +20,7 @@ use crate::journal::{
     Cache, Extent, JournalReader, Payloads, Pin, Place, Segment, Source, resolve,
 };
 use crate::seed::Seed;
-use crate::storage::{RealStorage, Storage};
+use crate::storage::{Reads, RealStorage, Storage};
 
 /// Extents that one view keeps looked up, at most (72 bytes each).
 const EXTENTS_MAX: usize = 256 * 1024;
@@ -39,6 +39,7 @@ pub struct View<S: Storage = RealStorage> {
     seed: Arc<Seed<S>>,
     cells: Mutex<Cache<u32, Extents>>,
     payloads: Payloads,
+    reads: Reads,
     /// Held for its drop.
     _pin: Pin<S>,
 }
@@ -89,8 +90,17 @@ impl<S: Storage> View<S> {
             seed,
             cells: Mutex::new(Cache::new(EXTENTS_MAX, weigh)),
             payloads: Payloads::default(),
+            reads: Reads::default(),
             _pin: pin,
         }
+    }
+
+    /// The same for somebody who reads all of it once.
+    #[must_use]
+    pub fn read_once(mut self) -> Self {
+        self.reads = Reads::Once;
+        self.payloads.set_reads(Reads::Once);
+        self
     }
 
     /// The state.
@@ -175,7 +185,7 @@ impl<S: Storage> View<S> {
                 let errno = errno.map_err(|error| error.for_view(part, place.seq))?;
                 Err(ViewError::Unreadable { range: part, seq: place.seq, errno })
             }
-            Source::Seed => self.seed.read_at(out, part.start()),
+            Source::Seed => self.seed.read_at(self.reads, out, part.start()),
         }
     }
 
