@@ -28,6 +28,7 @@ use crate::export::overlay::{Identity, Overlay, Place, mark_ended, remove_ended}
 use crate::export::{Afterwards, Content, ExportDirectory, ExportListener, Running, Served};
 use crate::ingest::observer::Observer;
 use crate::points::timestamp;
+use crate::restore::quoted;
 use crate::seam::boot_id;
 use crate::storage::Storage;
 use crate::view::View;
@@ -45,6 +46,12 @@ struct Reporter {
 
 impl ExportListener for Reporter {
     fn damaged(&self, message: String) {
+        let message = format!(
+            "export {}: {message}; `tidemark resync {} --full` makes the newest state right where \
+             the disk still holds these bytes",
+            self.export,
+            quoted(&self.volume)
+        );
         self.feed.event(Severity::Critical, Some(&self.volume), message);
     }
 
