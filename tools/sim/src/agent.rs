@@ -202,6 +202,7 @@ impl AgentMachine {
     /// The whole machine is put back to a snapshot of itself, and loses its power with that.
     pub(crate) fn restore(&self, world: &World, snapshot: &Snapshot, restart_after: Duration) {
         self.cut_power(world, restart_after);
+        world.collector.witness.agent_put_back();
         world.disk.put_back(&snapshot.disk);
         self.size_bytes.set(snapshot.size_bytes);
         self.is_changed.set(snapshot.is_changed);

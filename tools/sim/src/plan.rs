@@ -46,13 +46,14 @@ pub(crate) enum Due {
 
 /// What strikes in a run, in the order in which it is armed, while the guest has `operations`.
 pub(crate) fn faults(random: &Random, seed: u64, operations: u64) -> VecDeque<Planned> {
-    // Some runs are mostly about one machine.
+    // Some runs are mostly about one machine, or about what lies between them.
     let favourites = random.pick(&[
         Fault::ALL,
         Fault::ALL,
         Fault::ALL,
         &[Fault::AgentPower, Fault::AgentPower, Fault::BackingSync, Fault::AgentKill],
         &[Fault::CollectorPower, Fault::JournalCall, Fault::JournalFull, Fault::AgentKill],
+        &[Fault::NetworkFlip, Fault::BackingWrite, Fault::AgentKill, Fault::AgentKill],
     ]);
     let count = random.between(6, 11);
     let aimed_at = random.below(count);
