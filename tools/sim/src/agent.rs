@@ -25,7 +25,7 @@ use tidemark_agent::shipper::{Drained, Orders, ShipperParts, VolumeFacts};
 use tidemark_agent::state::{KeptState, SEQ_RESERVATION, StateFile};
 use tidemark_agent::volume::{Volume, upkeep};
 use tidemark_collector::storage::pages::Pages;
-use tidemark_wire::{AgentId, AgentRun, Seq, VolumeId};
+use tidemark_wire::{AgentId, AgentRun, Epoch, Seq, VolumeId};
 
 use crate::disk::SimStore;
 use crate::executor::Group;
@@ -52,6 +52,8 @@ pub(crate) struct Snapshot {
     state: Vec<u8>,
     size_bytes: usize,
     is_changed: bool,
+    /// Of the newest session that the machine knows.
+    epoch: Epoch,
 }
 
 /// What the machine is doing.
@@ -196,7 +198,20 @@ impl AgentMachine {
         let state = std::fs::read(self.dir.join(STATE_FILE)).ok()?;
         let log = self.log.disk()?.image();
         let (size_bytes, is_changed) = (self.size_bytes.get(), self.is_changed.get());
-        Some(Snapshot { disk: world.disk.image(), log, state, size_bytes, is_changed })
+        let disk = world.disk.image();
+        Some(Snapshot { disk, log, state, size_bytes, is_changed, epoch: self.epoch() })
+    }
+
+    fn epoch(&self) -> Epoch {
+        let state = StateFile::new(&self.dir, NAME).load().ok().flatten();
+        state.map_or(Epoch(0), |state| state.epoch)
+    }
+
+    /// True when there was a session since. Without one the machine knows all that it knew then,
+    /// and nobody can tell that it was put back: it is taken for one that lost its power, and what
+    /// had no bit at the snapshot and was changed since is not compared.
+    pub(crate) fn has_met_since(&self, snapshot: &Snapshot) -> bool {
+        self.epoch() > snapshot.epoch
     }
 
     /// The whole machine is put back to a snapshot of itself, and loses its power with that.
