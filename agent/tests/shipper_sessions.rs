@@ -19,8 +19,11 @@ use tidemark_agent::ring::{Ring, RingSpec};
 use tidemark_agent::shipper::link::{Dial, Link, receive_frame};
 use tidemark_agent::shipper::{Drained, Shipper, ShipperParts, VolumeFacts};
 use tidemark_agent::state::{KeptState, StateFile, VolumeState};
+use tidemark_block::ByteRange;
 use tidemark_wire::body::GapReason;
-use tidemark_wire::compare::{Compare, Differ, LeafHash, NODE_BYTES, NodeRange, node_hash};
+use tidemark_wire::compare::{
+    Compare, Differ, LEAF_BYTES, LeafHash, NODE_BYTES, NodeRange, node_hash,
+};
 use tidemark_wire::frame::{self, FrameKind, RecordsBody};
 use tidemark_wire::session::{
     Ack, Hello, Lineage, Refuse, RefuseReason, SIGN_OF_LIFE_EVERY, Welcome,
@@ -30,6 +33,8 @@ use tidemark_wire::{
 };
 
 const JOURNAL: JournalId = JournalId::from_bytes([5; 16]);
+/// One region of the write-intent log.
+const DISK_BYTES: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Long enough for records that must not come to come.
 const QUIET: Duration = Duration::from_millis(300);
@@ -77,12 +82,17 @@ impl Connection {
     }
 
     fn welcome(&mut self, durable: u64) {
+        self.welcome_in_span(durable, 0);
+    }
+
+    /// The collector holds the begin of a span and not its end.
+    fn welcome_in_span(&mut self, durable: u64, span_open: u64) {
         let welcome = Welcome {
             journal: JOURNAL,
             timeline: Timeline(1),
             epoch: Epoch(self.hello.epoch.0 + 1),
             durable: Seq(durable),
-            span_open: Seq(0),
+            span_open: Seq(span_open),
             window_bytes: 1 << 20,
             seeded: false,
             last_time: WallMicros(0),
@@ -136,15 +146,20 @@ struct Agent {
 
 /// An agent whose volume was copied to the journal, with records 1 to 3 in its ring.
 fn agent() -> Agent {
+    agent_from(4)
+}
+
+/// The same; numbers before `first` are a predecessor's.
+fn agent_from(first: u64) -> Agent {
     let dir = tempfile::tempdir().unwrap();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let volume = VolumeId::from_bytes([7; 16]);
     let spec = RingSpec { volume, ring_bytes: 1 << 20, slots: 64, boot_id: [9; 16] };
     let ring = Ring::in_memory(&spec, Seq(1), Arc::clone(&clock)).unwrap();
     ring.set_seq_limit(Seq(1 << 40));
-    let intent = Arc::new(IntentMap::volatile(1 << 20));
+    let intent = Arc::new(IntentMap::volatile(DISK_BYTES));
     let capture = Arc::new(Capture::new("data".into(), ring, intent));
-    capture.set_size(1 << 20);
+    capture.set_size(DISK_BYTES);
     let file = StateFile::new(dir.path(), "data");
     let state = VolumeState {
         volume,
@@ -173,7 +188,7 @@ fn agent() -> Agent {
         clock: Arc::clone(&clock),
         random,
         run: AgentRun::default(),
-        first: Seq(4),
+        first: Seq(first),
     };
     let shipper = Shipper::start(parts, Box::new(ScriptDial(sender))).unwrap();
     Agent { shipper, capture, state, clock, connections, _dir: dir }
@@ -242,6 +257,41 @@ fn the_copy_counts_as_whole_until_its_gap_is_durable() {
     assert_eq!(sent, Some((2, vec![RecordKind::Flush, RecordKind::Gap])));
     second.send(FrameKind::Ack, |body| Ack { durable: at.0.into() }.encode(body));
     wait_for("the gap counts", || !agent.state.get().copied);
+    agent.stop();
+}
+
+/// A full ring misses one leaf of the region and wants a copy for that.
+fn lose_a_leaf(capture: &Capture) {
+    capture.intent().miss(ByteRange::new(0, 4096).unwrap());
+    capture.lose(GapReason::RingFull);
+    assert_eq!(capture.intent().differing_bytes(), LEAF_BYTES);
+}
+
+fn wait_for_doubt(capture: &Capture) {
+    let differing = || capture.intent().differing_bytes();
+    wait_for("all that has its bit is compared", || differing() == DISK_BYTES);
+}
+
+#[test]
+fn what_a_predecessors_copy_had_left_is_compared_though_a_full_ring_wants_a_copy_already() {
+    let agent = agent();
+    let mut session = Connection::accept(&agent.connections);
+    lose_a_leaf(&agent.capture);
+    session.welcome_in_span(3, 2);
+    wait_for_doubt(&agent.capture);
+    agent.stop();
+}
+
+#[test]
+fn the_same_when_the_begin_of_the_predecessors_copy_is_still_in_the_ring() {
+    let agent = agent_from(5);
+    let mut session = Connection::accept(&agent.connections);
+    assert_eq!(gap(&agent.capture), Seq(4));
+    lose_a_leaf(&agent.capture);
+    session.welcome(2);
+    let sent = session.records(PATIENCE);
+    assert_eq!(sent, Some((2, vec![RecordKind::Flush, RecordKind::Gap])));
+    wait_for_doubt(&agent.capture);
     agent.stop();
 }
 

@@ -17,6 +17,7 @@ use ring_support::{Dice, clock, create, spec, tmpfs_dir};
 use tempfile::TempDir;
 use tidemark_agent::capture::Capture;
 use tidemark_agent::capture::phase::{CopyCause, Phase};
+use tidemark_agent::capture::verification::VerifyWish;
 use tidemark_agent::copy;
 use tidemark_agent::intent_log::IntentLog;
 use tidemark_agent::random::SystemSource;
@@ -32,6 +33,7 @@ use tidemark_wire::body::GapReason;
 use tidemark_wire::compare::{
     Compare, Differ, DifferNode, LEAF_BYTES, NodeHash, leaf_hash, node_hash,
 };
+use tidemark_wire::instruct::VerifyState;
 use tidemark_wire::record::check_pieces;
 use tidemark_wire::{RecordKind, Seq, VolumeId};
 
@@ -204,11 +206,7 @@ impl Bench {
     #[track_caller]
     fn check(&self, what: &str) {
         let capture = self.disk.capture();
-        let deadline = Instant::now() + PATIENCE;
-        while !(capture.phases().phase().is_whole() && capture.is_on()) {
-            assert!(Instant::now() < deadline, "{what}: {:?}", capture.phases().phase());
-            thread::sleep(Duration::from_millis(2));
-        }
+        wait_for(what, || capture.phases().phase().is_whole() && capture.is_on());
         let file = std::fs::read(&self.path).unwrap();
         let size = at(self.disk.size_bytes());
         let unit = at(self.disk.unit_bytes());
@@ -248,6 +246,15 @@ async fn write(disk: &Disk, place: u64, bytes: &[u8]) -> Result<(), DeviceError>
         done += len;
     }
     Ok(())
+}
+
+#[track_caller]
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 fn assert_out_of_range<T: std::fmt::Debug>(result: Result<T, DeviceError>) {
@@ -346,6 +353,34 @@ fn a_size_that_nobody_was_told_of_is_said_by_the_copy() {
         assert_eq!(bench.counts(), (usize::from(is_other), 1));
         bench.end();
     }
+}
+
+/// A collector refuses a question about what is behind the end, and with it the session; the same
+/// question would come first in each session that follows.
+#[test]
+fn a_verification_ends_when_the_volume_is_cut() {
+    let bench = Bench::new(4 << 20).with_session(START_BYTES);
+    bench.write(0, &[6; 200_000]).unwrap();
+    bench.check("before");
+    assert_eq!(bench.disk.has_other_size().unwrap(), None, "a second without a write begins");
+    let verified = Arc::clone(&bench.disk);
+    let timer = copy::EngineTimer::new(clock());
+    bench.workers.spawn_on(1, move || copy::verify::run(verified, timer));
+    let capture = bench.disk.capture();
+    // Until this is let go the collector takes no question and no record.
+    let held = bench.collector.as_ref().unwrap().shared.0.lock().unwrap();
+    capture.verify(VerifyWish { id: [1; 16], from_bytes: 0 });
+    wait_for("it asks", || capture.desk().take(Seq(u64::MAX), false).is_some());
+    capture.desk().send_again();
+    bench.set_len(8192);
+    assert!(bench.resize().unwrap().is_recorded);
+    let newest = || capture.verifications().newest().map(|(_, report)| report);
+    wait_for("it ends", || newest().is_some_and(|report| report.is_over()));
+    drop(held);
+    assert_eq!(newest().unwrap().state, VerifyState::NotWhole);
+    bench.check("cut");
+    assert_eq!(bench.counts(), (1, 0), "no copy");
+    bench.end();
 }
 
 #[test]

@@ -10,13 +10,15 @@ SIMULATOR_REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 SIMULATOR=
 
 simulator_build() {
-    local kind=$1 profile=${TIDEMARK_PROFILE:-release} target features=()
+    local kind=$1 profile=${TIDEMARK_PROFILE:-release} target what=(--workspace --bins)
     case $profile in release | dev) ;; *) echo "TIDEMARK_PROFILE is '$profile'" >&2; return 2 ;; esac
     target=${CARGO_TARGET_DIR:-$SIMULATOR_REPO/target}
-    [[ $kind != planted ]] || features=(--features planted-bugs)
+    # The plain one is among what every acceptance script has built already. Of the planted kind
+    # nothing but the simulator may be built: the daemons are where the shipped ones are.
+    [[ $kind != planted ]] || what=(--package tidemark-sim --features planted-bugs)
+    cargo build --quiet --locked --profile "$profile" "${what[@]}" \
+        --manifest-path "$SIMULATOR_REPO/Cargo.toml"
     # Each kind has a program of its own: the next build replaces what cargo leaves.
-    cargo build --quiet --locked --profile "$profile" "${features[@]}" \
-        --manifest-path "$SIMULATOR_REPO/Cargo.toml" --package tidemark-sim
     SIMULATOR=$target/${profile/#dev/debug}/simulate-$kind
     cp -f "$target/${profile/#dev/debug}/simulate" "$SIMULATOR"
 }

@@ -12,9 +12,10 @@ use std::time::Duration;
 use tidemark_block::store::{Store, StoreGeometry};
 use tidemark_block::{ByteRange, Chunk, Durability, StatusExtent};
 use tidemark_wire::{Seq, VolumeId};
+use zerocopy::IntoBytes;
 
 use super::file::{FileError, IntentFile, LogFiles};
-use super::format::{PAGE_BYTES, new_file};
+use super::format::{PAGE_BYTES, Page, new_file, place_of};
 use super::map::{IntentMap, REGION_BYTES};
 use super::sweep::{Marks, Swept};
 use super::{Coverage, FlushEpoch, IntentLog};
@@ -98,8 +99,12 @@ impl Store for DiskStore {
     async fn read_at(&self, mut buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {
         let disk = self.0.lock().expect("no panic");
         let at = usize::try_from(offset).expect("small");
+        let mut seen = disk.durable.clone();
+        for (at, bytes) in &disk.unsynced {
+            seen[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
         let len = buf.len();
-        buf.as_mut_slice().copy_from_slice(&disk.durable[at..at + len]);
+        buf.as_mut_slice().copy_from_slice(&seen[at..at + len]);
         (Ok(()), buf)
     }
 
@@ -442,4 +447,29 @@ fn what_was_changed_before_a_restart_is_not_taken_for_flushed() {
     assert_eq!(map.unflushed().count(), 1);
     map.flush_ended(FlushEpoch(1));
     assert_eq!(map.unflushed().count(), 0);
+}
+
+/// Found by the simulator: a kill in the middle of a sync, and a power cut half a minute later.
+#[test]
+fn bits_that_a_killed_agent_had_not_synced_are_durable_before_they_are_believed() {
+    let left = || {
+        let disk = DiskStore::with(&new_file(volume(), REGIONS * REGION_BYTES));
+        let mut page = Page::empty(0);
+        page.mark(3);
+        page.seal();
+        let unsynced = (place_of(0) as usize, page.as_bytes().to_vec());
+        disk.0.lock().expect("no panic").unsynced.push(unsynced);
+        disk
+    };
+    let map = IntentMap::volatile(REGIONS * REGION_BYTES);
+    let disk = left();
+    now(IntentFile::read(disk.clone(), volume(), &map)).expect("good");
+    assert!(map.region(3).is_set());
+    assert!(disk.0.lock().expect("no panic").unsynced.is_empty(), "a power cut takes it");
+
+    let map = IntentMap::volatile(REGIONS * REGION_BYTES);
+    let disk = left();
+    disk.0.lock().expect("no panic").broken = true;
+    assert!(now(IntentFile::read(disk, volume(), &map)).is_err(), "nothing is durable there");
+    assert_eq!(map.marked(), 0);
 }

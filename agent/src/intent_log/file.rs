@@ -70,7 +70,9 @@ impl<S: Store> IntentFile<S> {
         Ok(Self { store, pages, writing: AtomicBool::new(false) })
     }
 
-    /// Reads the file of a volume, and puts its bits on `map`.
+    /// Reads the file of a volume, and puts its bits on `map`. What is read is durable: an agent
+    /// that was killed may have written a page and not synced it, and nobody writes a bit again
+    /// that is there.
     ///
     /// # Errors
     /// [`FileError`]; the map is then as it was.
@@ -78,6 +80,7 @@ impl<S: Store> IntentFile<S> {
         let file_bytes = store.geometry().size_bytes;
         let in_file = pages_in(file_bytes).filter(|pages| *pages >= pages_of(map.size_bytes()));
         let in_file = in_file.ok_or(Doubt::Length(file_bytes))?;
+        store.sync().await?;
         let header = read_page(&store, 0).await?;
         Header::check(header.as_slice(), volume)?;
         let mut pages = Vec::new();

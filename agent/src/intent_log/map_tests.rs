@@ -63,6 +63,23 @@ fn a_copy_that_is_given_up_leaves_what_it_found() {
     assert_eq!(listed(&map)[9], (9, Differs::Leaves(0b101)));
 }
 
+/// Found by the simulator: a copy went round such a leaf for ever, without waiting for anything.
+#[test]
+fn a_copy_that_is_given_up_brings_back_no_leaf_behind_a_new_end() {
+    let map = IntentMap::volatile(SIZE);
+    let leaves = range(9 * REGION_BYTES + LEAF_BYTES, 3 * LEAF_BYTES);
+    map.miss(leaves);
+    let settling = map.settle(leaves);
+    map.resize(9 * REGION_BYTES + 2 * LEAF_BYTES);
+    drop(settling);
+    assert_eq!(listed(&map), [(9, Differs::Leaves(1 << 1))]);
+    assert_eq!(map.differing_bytes(), LEAF_BYTES);
+    // It was noted in the very moment of the cut.
+    map.leaves(9).store(1 << 2, Ordering::Release);
+    assert!(listed(&map).is_empty());
+    assert!(map.lacks_nothing(9));
+}
+
 #[test]
 fn what_a_flush_covers_ended_before_it_began() {
     let map = IntentMap::volatile(SIZE);

@@ -104,7 +104,8 @@ impl IntentMap {
     }
 
     fn lack(&self, region: u64, leaves: u64) {
-        // Release pairs with the load in `lacks_nothing`.
+        let leaves = leaves & self.within(region);
+        // Release pairs with the load in `lacked`.
         let were = self.leaves(region).fetch_or(leaves, Ordering::AcqRel);
         add(self.lacking(), u64::from((leaves & !were).count_ones()));
         if self.region(region).want() {
@@ -177,8 +178,7 @@ impl IntentMap {
             let what = if self.region(region).is_doubted() {
                 Differs::Doubt
             } else {
-                // Acquire pairs with the release in `lack`.
-                match self.leaves(region).load(Ordering::Acquire) {
+                match self.lacked(region) {
                     0 => return None,
                     leaves => Differs::Leaves(leaves),
                 }
@@ -217,7 +217,7 @@ impl IntentMap {
     /// No leaf behind the end of the volume, of whose regions this is the last, is known to be
     /// missing.
     pub(super) fn forget_behind_end(&self, region: u64) {
-        let within = leaves_of(self.bytes_of(region));
+        let within = self.within(region);
         let were = self.leaves(region).fetch_and(within, Ordering::AcqRel);
         subtract(self.lacking(), u64::from((were & !within).count_ones()));
     }
@@ -236,8 +236,21 @@ impl IntentMap {
 
     /// True when no leaf of the region is known to be missing at the collector.
     pub(super) fn lacks_nothing(&self, region: u64) -> bool {
+        self.lacked(region) == 0
+    }
+
+    /// The leaves of a region that are known to be missing at the collector. A copy that was given
+    /// up while the volume was cut may have noted one behind the new end: that is none of it, and
+    /// who took it for one would find nothing to bring, again and again.
+    fn lacked(&self, region: u64) -> u64 {
         // Acquire pairs with the release in `lack`.
-        self.leaves(region).load(Ordering::Acquire) == 0
+        self.leaves(region).load(Ordering::Acquire) & self.within(region)
+    }
+
+    /// The leaves that a region has, as the volume is now.
+    fn within(&self, region: u64) -> u64 {
+        let bytes = self.bytes_of(region);
+        if bytes.is_empty() { 0 } else { leaves_of(bytes) }
     }
 
     /// How many bytes differ at most.

@@ -93,18 +93,19 @@ impl<S: Store> Volume<S> {
         let mut done = 0;
         while done < chunk.len() && self.capture.is_on() {
             let at = start + done as u64;
-            let record = self.ring().reserve(at, chunk.len() - done).and_then(|mut extent| {
+            let claimed = self.ring().reserve(at, chunk.len() - done).and_then(|mut extent| {
                 let len = extent.bytes_mut().len();
                 extent.bytes_mut().copy_from_slice(&chunk.as_slice()[done..done + len]);
-                done += len;
                 let range = ByteRange::new(at, len as u64).expect("a part of the write");
                 let spec = data_spec(RecordKind::Write, range, flags(durability, false));
-                self.ring().claim(&spec, Some(extent)).ok()
+                Some((len, self.ring().claim(&spec, Some(extent)).ok()?))
             });
-            match record {
-                Some(record) => records.push(record),
-                None => self.capture.lose(GapReason::RingFull),
-            }
+            let Some((len, record)) = claimed else {
+                self.capture.lose(GapReason::RingFull);
+                break;
+            };
+            done += len;
+            records.push(record);
         }
         if done < chunk.len() {
             let missing = ByteRange::between(start + done as u64, start + chunk.len() as u64);

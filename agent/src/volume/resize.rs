@@ -12,7 +12,9 @@
 //! that comes before the next look. So writes note how far they went: a file that ends where one
 //! of them may have made it end was cut at a place that nobody knows any more, and all of it is
 //! compared. A write up to the very end of the volume would hide the cut, so the file is looked at
-//! before each of those; what is left is a cut in the moment between that look and the write.
+//! before each of those; what is left is a cut in the moment between that look and the write. A
+//! disk that is cut and grown again to its size between two looks, of which there is one a second,
+//! is not told from one that was left alone: only a comparison of the whole volume finds that.
 
 use std::io;
 use std::sync::atomic::Ordering;

@@ -25,7 +25,7 @@ use tidemark_agent::shipper::{Drained, Orders, ShipperParts, VolumeFacts};
 use tidemark_agent::state::{KeptState, SEQ_RESERVATION, StateFile};
 use tidemark_agent::volume::{Volume, upkeep};
 use tidemark_collector::storage::pages::Pages;
-use tidemark_wire::{AgentId, AgentRun, Seq, VolumeId};
+use tidemark_wire::{AgentId, AgentRun, Epoch, Seq, VolumeId};
 
 use crate::disk::SimStore;
 use crate::executor::Group;
@@ -50,6 +50,10 @@ pub(crate) struct Snapshot {
     disk: Pages,
     log: Pages,
     state: Vec<u8>,
+    size_bytes: usize,
+    is_changed: bool,
+    /// Of the newest session that the machine knows.
+    epoch: Epoch,
 }
 
 /// What the machine is doing.
@@ -193,18 +197,39 @@ impl AgentMachine {
     pub(crate) fn snapshot(&self, world: &World) -> Option<Snapshot> {
         let state = std::fs::read(self.dir.join(STATE_FILE)).ok()?;
         let log = self.log.disk()?.image();
-        Some(Snapshot { disk: world.disk.image(), log, state })
+        let (size_bytes, is_changed) = (self.size_bytes.get(), self.is_changed.get());
+        let disk = world.disk.image();
+        Some(Snapshot { disk, log, state, size_bytes, is_changed, epoch: self.epoch() })
+    }
+
+    fn epoch(&self) -> Epoch {
+        let state = StateFile::new(&self.dir, NAME).load().ok().flatten();
+        state.map_or(Epoch(0), |state| state.epoch)
+    }
+
+    /// True when there was a session since. Without one the machine knows all that it knew then,
+    /// and nobody can tell that it was put back: it is taken for one that lost its power, and what
+    /// had no bit at the snapshot and was changed since is not compared.
+    pub(crate) fn has_met_since(&self, snapshot: &Snapshot) -> bool {
+        self.epoch() > snapshot.epoch
     }
 
     /// The whole machine is put back to a snapshot of itself, and loses its power with that.
     pub(crate) fn restore(&self, world: &World, snapshot: &Snapshot, restart_after: Duration) {
         self.cut_power(world, restart_after);
+        world.collector.witness.agent_put_back();
         world.disk.put_back(&snapshot.disk);
-        self.size_bytes.set(snapshot.disk.len());
+        self.size_bytes.set(snapshot.size_bytes);
+        self.is_changed.set(snapshot.is_changed);
         if let Some(log) = self.log.disk() {
             log.put_back(&snapshot.log);
         }
         std::fs::write(self.dir.join(STATE_FILE), &snapshot.state).expect("a file of ours");
+    }
+
+    /// True when the disk has the size that a process has seen last.
+    pub(crate) fn knows_size(&self, world: &World) -> bool {
+        self.size_bytes.get() == world.disk.size_bytes()
     }
 
     /// What the disk's mark tells the next process, as `look_at_backing` does. The mark is renewed
@@ -347,26 +372,23 @@ async fn mend_log(world: &World, volume: &Volume<SimStore>) {
 
 /// As the daemon stops a volume; says whether the stop is clean.
 async fn stop(world: &Rc<World>, process: &Process) -> bool {
-    let (time, step) = (&world.time, || world.executor.at(Step::Stop));
+    let time = &world.time;
     // The frontends first.
     world.guest.stop();
     while world.guest.in_flight() > 0 {
         time.sleep(Duration::from_micros(200)).await;
-        step();
     }
     let capture = process.volume.capture();
     capture.close();
     process.orders.set(Orders { stop_when_drained: true, stop_now: false });
     let begun = world.model.now();
     let flushed = process.volume.sync().await;
-    step();
     if flushed.is_ok() {
         world.model.flushed(begun);
     }
     let deadline = time.now() + DRAIN_PATIENCE;
     while process.drained.get().is_none() && time.now() < deadline {
-        time.sleep(Duration::from_millis(1)).await;
-        step();
+        time.sleep(Duration::from_millis(20)).await;
     }
     let is_drained = process.drained.get() == Some(Drained::Yes);
     let is_clean = flushed.is_ok() && is_drained && process.state.get().copied && !is_late(capture);

@@ -4,9 +4,11 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tidemark_block::ByteRange;
 use tidemark_collector::error::ViewError;
 use tidemark_collector::ingest::volume::Held;
 use tidemark_collector::storage::MemoryStorage;
+use tidemark_collector::storage::pages::PAGE_BYTES;
 use tidemark_collector::view::View;
 use tidemark_wire::Seq;
 
@@ -15,6 +17,8 @@ use crate::world::World;
 
 /// States that are opened, at most, beside the points.
 const STATES_MAX: usize = 24;
+/// Bytes that are looked at together.
+const STEP_BYTES: usize = 64 * 1024;
 /// Bits that are changed in the collector's files at the end.
 const FLIPS: usize = 40;
 
@@ -53,8 +57,8 @@ fn damage(world: &World, held: &Held<MemoryStorage>) -> Result<(), String> {
     let Ok(Some(view)) = open(held, held.reader.durable()) else { return Ok(()) };
     let image = world.disk.image();
     for zone in world.model.zones() {
-        let (mut ours, mut theirs) = ([0; SECTOR], [0; SECTOR]);
-        for at in (zone..zone + ZONE_BYTES).step_by(SECTOR) {
+        let (mut ours, mut theirs) = ([0; PAGE_BYTES], [0; PAGE_BYTES]);
+        for at in (zone..zone + ZONE_BYTES).step_by(PAGE_BYTES) {
             image.read(at, &mut ours);
             if view.read_at(&mut theirs, at as u64).is_ok() && ours != theirs {
                 return Err(format!("damage was given out as the newest state's bytes at {at}"));
@@ -72,14 +76,19 @@ fn latest(world: &World, held: &Held<MemoryStorage>) -> Result<(), String> {
     if view.size_bytes() != image.len() as u64 {
         return Err(format!("the newest state has {} bytes", view.size_bytes()));
     }
-    let (mut ours, mut theirs) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
-    for at in (0..image.len()).step_by(ours.len()) {
-        let len = ours.len().min(image.len() - at);
-        image.read(at, &mut ours[..len]);
-        view.read_at(&mut theirs[..len], at as u64)
+    let (mut ours, mut theirs) = (vec![0; STEP_BYTES], vec![0; STEP_BYTES]);
+    for at in (0..image.len()).step_by(STEP_BYTES) {
+        let len = STEP_BYTES.min(image.len() - at);
+        if image.run(at, at + len) == (len, false) && is_hole(&view, at, len)? {
+            continue;
+        }
+        let (ours, theirs) = (&mut ours[..len], &mut theirs[..len]);
+        image.read(at, ours);
+        view.read_at(theirs, at as u64)
             .map_err(|error| format!("the newest state, {newest}, at {at}: {error}"))?;
-        if let Some(byte) = (0..len).find(|byte| ours[*byte] != theirs[*byte]) {
-            let place = at + byte;
+        if ours != theirs {
+            let byte = ours.iter().zip(theirs).position(|(ours, theirs)| ours != theirs);
+            let place = at + byte.unwrap_or(0);
             return Err(format!("the newest state, {newest}, differs from the disk at {place}"));
         }
     }
@@ -89,6 +98,15 @@ fn latest(world: &World, held: &Held<MemoryStorage>) -> Result<(), String> {
         return Err(format!("the newest state is from {moments:?}, it is {now}"));
     }
     Ok(())
+}
+
+/// True when a view says of itself that all of a run is zero.
+fn is_hole(view: &SimView, at: usize, len: usize) -> Result<bool, String> {
+    let range = ByteRange::new(at as u64, len as u64).ok_or("a run of a disk")?;
+    let mut extents = Vec::new();
+    let asked = view.status(range, 1, &mut extents);
+    asked.map_err(|error| format!("what is at {at}: {error}"))?;
+    Ok(extents.first().is_some_and(|first| first.zero && first.len_bytes >= range.len()))
 }
 
 fn open(held: &Held<MemoryStorage>, seq: Seq) -> Result<Option<SimView>, String> {
@@ -181,10 +199,12 @@ fn points(world: &World, held: &Held<MemoryStorage>) -> Result<(), String> {
 pub(crate) fn has_unreadable(world: &World) -> bool {
     let Some(held) = world.collector.held() else { return false };
     let Ok(Some(view)) = open(&held, held.reader.durable()) else { return false };
-    let mut bytes = vec![0; 64 * 1024];
+    let mut bytes = vec![0; STEP_BYTES];
     let size = usize::try_from(view.size_bytes()).unwrap_or(0);
-    (0..size).step_by(bytes.len()).any(|at| {
-        let len = bytes.len().min(size - at);
-        matches!(view.read_at(&mut bytes[..len], at as u64), Err(ViewError::Unreadable { .. }))
+    (0..size).step_by(STEP_BYTES).any(|at| {
+        let len = STEP_BYTES.min(size - at);
+        let mut read = || view.read_at(&mut bytes[..len], at as u64);
+        !matches!(is_hole(&view, at, len), Ok(true))
+            && matches!(read(), Err(ViewError::Unreadable { .. }))
     })
 }

@@ -294,11 +294,15 @@ async fn write(
         world.time.sleep(Duration::from_micros(random.below(micros + 1))).await;
         executor.at(step);
     };
-    pause(Step::Recover, 2_000).await;
+    for _ in 0..random.between(1, 4) {
+        pause(Step::Recover, 1_000).await;
+    }
     let observer: Arc<dyn Observer> = machine.witness.clone();
     let config = JournalConfig { segment_bytes_max: machine.spec.segment_bytes_max };
     let mut core = VolumeCore::start(storage, Arc::clone(&volume), observer, config);
     machine.check_start(world, &volume);
+    // The poll that has opened the journal did nothing else.
+    world.time.sleep(Duration::from_micros(1)).await;
     loop {
         let mut next = Some(queue.next().await);
         executor.at(Step::Append);
@@ -327,8 +331,10 @@ async fn write(
 /// The merger: one step now and then.
 async fn merge(world: &World) {
     let machine = &world.collector;
+    // With nothing to merge it looks less often.
+    let mut longest = 400_000;
     loop {
-        let micros = world.random.between(1_000, 400_000);
+        let micros = world.random.between(1_000, longest);
         world.time.sleep(Duration::from_micros(micros)).await;
         let Some(held) = machine.held() else { continue };
         let window_us = u64::try_from(machine.spec.window.as_micros()).unwrap_or(u64::MAX);
@@ -344,6 +350,7 @@ async fn merge(world: &World) {
         let merged = merge_once(&held, &limits, &mut pace);
         match merged {
             Ok(step) => {
+                longest = if step.merged.to.is_some() { 400_000 } else { 2_000_000 };
                 if let Some(to) = step.merged.to {
                     world.figures.borrow_mut().merges += 1;
                     world.trace.say(|| format!("collector: merged to {to}"));

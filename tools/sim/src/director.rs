@@ -1,7 +1,6 @@
 //! Decides what goes wrong and when, and when a run is over.
 //!
-//! The seed chooses kinds of faults, and for each a kind of step: the fault strikes right behind
-//! a poll in which a task of that kind ran. When the guest has done all that it wanted and all
+//! Each fault that is planned strikes right behind a poll in which a task of its kind ran. When the guest has done all that it wanted and all
 //! faults have struck, nothing goes wrong any more; then everything has to become quiet by itself.
 
 use std::cell::Cell;
@@ -20,31 +19,15 @@ use crate::agent::{Snapshot, Status};
 use crate::collector;
 use crate::figures::{Fault, Step};
 use crate::model::ZONE_BYTES;
+use crate::plan::{self, Due, Planned};
 use crate::world::World;
 
-/// Polls after which a fault strikes anywhere, its step not having come.
-const PATIENCE: u64 = 400;
-/// The same once the guest has nothing more to do.
-const PATIENCE_IDLE: u64 = 60;
-/// Polls after which a step is brought about that has not come.
-const PROVOKE_AFTER: u64 = 20;
 /// What counts as the end of a guest's long pause.
 const LULL_END: Duration = Duration::from_secs(2);
 /// Longest time until everything is quiet, once nothing goes wrong any more.
 const QUIET_MAX: Duration = Duration::from_secs(600);
 /// How long everything has to stay quiet.
 const QUIET: Duration = Duration::from_millis(200);
-
-struct Planned {
-    /// Its step was brought about.
-    is_provoked: bool,
-    fault: Fault,
-    step: Step,
-    /// It is armed when the guest has no more than this many operations before it.
-    armed_at: u64,
-    /// Polls of that step to let pass.
-    skip: u64,
-}
 
 /// A change of the world that comes later.
 enum Later {
@@ -58,7 +41,6 @@ enum Stage {
     Settling {
         since: Duration,
         quiet_since: Option<Duration>,
-        has_compared: bool,
     },
     Over,
 }
@@ -66,7 +48,6 @@ enum Stage {
 /// See the module's documentation.
 pub(crate) struct Director {
     planned: VecDeque<Planned>,
-    waited: u64,
     later: Vec<(Duration, Later)>,
     stage: Stage,
     next_bookmark: Duration,
@@ -78,32 +59,14 @@ pub(crate) struct Director {
     journal: Option<MemoryStorage>,
     points: Cell<u64>,
     /// What is done at the collector within a call: a kill or a power cut.
-    crash: Option<(Fault, Step)>,
+    crash: Option<Fault>,
 }
 
 impl Director {
-    pub(crate) fn new(world: &World) -> Self {
+    pub(crate) fn new(world: &World, seed: u64) -> Self {
         let random = &world.random;
-        let count = random.between(5, 11);
-        let left = world.guest.left();
-        // Some runs are mostly about one machine.
-        let favourites = random.pick(&[
-            Fault::ALL,
-            Fault::ALL,
-            Fault::ALL,
-            &[Fault::AgentPower, Fault::AgentPower, Fault::BackingSync, Fault::AgentKill],
-            &[Fault::CollectorPower, Fault::JournalCall, Fault::JournalFull, Fault::AgentKill],
-        ]);
-        let planned = (0..count).map(|index| Planned {
-            is_provoked: false,
-            fault: random.pick(if random.chance(70) { favourites } else { Fault::ALL }),
-            step: random.pick(Step::ALL),
-            armed_at: left - left * index / count,
-            skip: random.below(6),
-        });
         Self {
-            planned: planned.collect(),
-            waited: 0,
+            planned: plan::faults(random, seed, world.guest.left()),
             later: Vec::new(),
             stage: Stage::Running,
             next_bookmark: Duration::from_millis(random.below(400)),
@@ -124,7 +87,7 @@ impl Director {
     pub(crate) fn after(&mut self, world: &Rc<World>, step: Step) {
         self.look(world);
         if world.collector.storage.borrow().is_crashed() {
-            self.collector_crashed(world);
+            self.collector_crashed(world, step);
         }
         let Some(next) = self.planned.front_mut() else { return };
         match world.guest.lull_left(world.time.now()) {
@@ -134,34 +97,30 @@ impl Director {
             _ if world.guest.left() > next.armed_at => return,
             _ => {}
         }
-        self.waited += 1;
-        if self.waited > PROVOKE_AFTER && !std::mem::replace(&mut next.is_provoked, true) {
-            let wanted = next.step;
-            return self.provoke(world, wanted, step);
-        }
-        let patience = if world.guest.left() > 0 { PATIENCE } else { PATIENCE_IDLE };
-        if next.step == step || self.waited > patience {
-            let is_rare = provocation(next.step).is_some();
-            if next.skip > 0 && !is_rare && self.waited <= patience {
-                next.skip -= 1;
-                return;
-            }
-            let fault = next.fault;
-            if self.strike(world, fault, step) {
+        let (fault, due) = (next.fault, next.after(step, world.guest.left() > 0));
+        match due {
+            Due::NotYet => {}
+            Due::Provoke(fault) => self.provoke(world, fault, step),
+            Due::Strike | Due::StrikeOrChange if self.strike(world, fault, step) => {
                 self.planned.pop_front();
-                self.waited = 0;
-            } else if self.waited > 2 * patience {
-                // It can't be done in this run; another one can.
-                next_fault(world, self.planned.front_mut());
-                self.waited = 0;
+            }
+            Due::Strike => {}
+            Due::StrikeOrChange => {
+                if let Some(next) = self.planned.front_mut() {
+                    next.change(&world.random);
+                }
             }
         }
     }
 
     /// Brings about a step that seldom comes by itself.
-    fn provoke(&mut self, world: &Rc<World>, wanted: Step, step: Step) {
-        if let Some(fault) = provocation(wanted) {
+    fn provoke(&mut self, world: &Rc<World>, fault: Fault, step: Step) {
+        if fault != Fault::CollectorKill {
             self.strike(world, fault, step);
+        } else if self.can_end_collector(world) {
+            // At once: a call to be killed within may be long in coming.
+            end_collector(world, fault);
+            note(world, fault, step);
         }
     }
 
@@ -188,7 +147,7 @@ impl Director {
                 }
                 // No call has come for it.
                 match self.crash.take() {
-                    Some((fault, _)) => end_collector(world, fault),
+                    Some(fault) => end_collector(world, fault),
                     None => self.settle(world),
                 }
             }
@@ -210,14 +169,14 @@ impl Director {
         world.agent.log.heal();
         world.collector.storage.borrow().set_full(false);
         world.collector.storage.borrow().clear_fault();
-        world.network.go_down(Duration::ZERO);
+        world.network.heal();
         let since = world.time.now();
-        self.stage = Stage::Settling { since, quiet_since: None, has_compared: false };
+        self.stage = Stage::Settling { since, quiet_since: None };
     }
 
     fn watch(&mut self, world: &Rc<World>) {
         let now = world.time.now();
-        let Stage::Settling { since, quiet_since, has_compared } = &mut self.stage else { return };
+        let Stage::Settling { since, quiet_since } = &mut self.stage else { return };
         if now > *since + QUIET_MAX {
             let why = standing(world);
             return world.breaks(format!("the volume did not return to protected: {why}"));
@@ -231,17 +190,17 @@ impl Director {
         if now < began + QUIET {
             return;
         }
-        // A range that could not be read needs a person.
-        if !*has_compared && crate::check::has_unreadable(world) {
-            *has_compared = instruct(world, InstructKind::Compare);
+        // A range that could not be read needs a person, who says so until it is mended: a wish may
+        // get lost with the connection.
+        if crate::check::has_unreadable(world) {
             *quiet_since = None;
+            instruct(world, InstructKind::Compare);
             return;
         }
         self.stage = Stage::Over;
     }
 
-    /// A person who wants the volume protected again says so until it is: a wish may get lost with
-    /// the connection.
+    /// A person who wants the volume protected again says so until it is.
     fn resume(&mut self, world: &World) {
         let now = world.time.now();
         let process = world.agent.process.borrow();
@@ -269,6 +228,10 @@ impl Director {
             self.machine = world.agent.snapshot(world);
             return false;
         };
+        if !world.agent.has_met_since(&snapshot) {
+            self.machine = Some(snapshot);
+            return false;
+        }
         let rest = Duration::from_millis(world.random.below(3_000));
         world.agent.restore(world, &snapshot, rest);
         world.wake_at(rest);
@@ -277,7 +240,7 @@ impl Director {
 
     /// Puts the collector's disk back to a copy, or takes one.
     fn put_journal_back(&mut self, world: &Rc<World>) -> bool {
-        if self.crash.is_some() || world.collector.status.get() != collector::Status::Up {
+        if !self.can_end_collector(world) {
             return false;
         }
         let Some(copy) = self.journal.take() else {
@@ -303,15 +266,17 @@ impl Director {
     /// Does it; false when there is nothing that it could be done to.
     fn strike(&mut self, world: &Rc<World>, fault: Fault, step: Step) -> bool {
         let done = match fault {
-            Fault::AgentKill | Fault::AgentPower | Fault::AgentStop => strike_agent(world, fault),
-            Fault::AgentPutBack => self.restore(world),
-            Fault::CollectorPutBack => self.put_journal_back(world),
+            // Noted when it happens, which may be later.
             Fault::CollectorKill
             | Fault::CollectorPower
             | Fault::CollectorStop
-            | Fault::CollectorAway => self.strike_collector(world, fault, step),
+            | Fault::CollectorAway => return self.strike_collector(world, fault, step),
+            Fault::AgentKill | Fault::AgentPower | Fault::AgentStop => strike_agent(world, fault),
+            Fault::AgentPutBack => self.restore(world),
+            Fault::CollectorPutBack => self.put_journal_back(world),
             Fault::NetworkCut | Fault::NetworkDown | Fault::NetworkSilent | Fault::NetworkFlip => {
-                strike_network(world, fault)
+                strike_network(world, fault);
+                true
             }
             Fault::Pause => {
                 let paused = instruct(world, InstructKind::Pause);
@@ -343,6 +308,8 @@ impl Director {
                 true
             }
             Fault::BackingPutBack => self.put_back(world),
+            // What is cut and grown again between two looks, no agent can tell: see `volume::resize`.
+            Fault::BackingResized if !world.agent.knows_size(world) => false,
             Fault::LogFails => {
                 world.agent.log.fail(world.random.between(1, 3));
                 true
@@ -358,16 +325,18 @@ impl Director {
             }
         };
         if done {
-            world.trace.note(1_000 + fault as u64, step as u64);
-            world.trace.say(|| format!("FAULT {} at {}", fault.text(), step.text()));
-            world.figures.borrow_mut().hit(fault, step);
+            note(world, fault, step);
         }
         done
     }
 
+    fn can_end_collector(&self, world: &World) -> bool {
+        world.collector.status.get() == collector::Status::Up && self.crash.is_none()
+    }
+
     fn strike_collector(&mut self, world: &Rc<World>, fault: Fault, step: Step) -> bool {
         let (machine, random) = (&world.collector, &world.random);
-        if machine.status.get() != collector::Status::Up || self.crash.is_some() {
+        if !self.can_end_collector(world) {
             return false;
         }
         match fault {
@@ -381,37 +350,27 @@ impl Director {
             _ if random.chance(60) => {
                 let calls = random.below(12);
                 machine.storage.borrow().fail_after(calls, CallFault::Crash);
-                self.crash = Some((fault, step));
+                self.crash = Some(fault);
+                return true;
             }
             _ => end_collector(world, fault),
         }
+        note(world, fault, step);
         true
     }
 
-    fn collector_crashed(&mut self, world: &Rc<World>) {
-        let Some((fault, _)) = self.crash.take() else { return };
-        world.trace.say(|| format!("{} within a call", fault.text()));
+    fn collector_crashed(&mut self, world: &Rc<World>, step: Step) {
+        let Some(fault) = self.crash.take() else { return };
+        world.trace.say(|| "within a call".into());
+        note(world, fault, step);
         end_collector(world, fault);
     }
 }
 
-/// What makes a step come that seldom does.
-fn provocation(step: Step) -> Option<Fault> {
-    Some(match step {
-        Step::Open => Fault::AgentKill,
-        Step::Stop => Fault::AgentStop,
-        Step::Greet => Fault::NetworkCut,
-        Step::Recover => Fault::CollectorKill,
-        Step::Compare => Fault::Compare,
-        _ => return None,
-    })
-}
-
-fn next_fault(world: &World, planned: Option<&mut Planned>) {
-    if let Some(planned) = planned {
-        planned.fault = world.random.pick(Fault::ALL);
-        planned.step = world.random.pick(Step::ALL);
-    }
+fn note(world: &World, fault: Fault, step: Step) {
+    world.trace.note(1_000 + fault as u64, step as u64);
+    world.trace.say(|| format!("FAULT {} at {}", fault.text(), step.text()));
+    world.figures.borrow_mut().hit(fault, step);
 }
 
 fn end_collector(world: &World, fault: Fault) {
@@ -440,7 +399,7 @@ fn strike_agent(world: &Rc<World>, fault: Fault) -> bool {
     true
 }
 
-fn strike_network(world: &World, fault: Fault) -> bool {
+fn strike_network(world: &World, fault: Fault) {
     let (network, random) = (&world.network, &world.random);
     match fault {
         Fault::NetworkCut => network.cut(),
@@ -451,9 +410,8 @@ fn strike_network(world: &World, fault: Fault) -> bool {
             }
         }
         Fault::NetworkSilent => network.silence(),
-        _ => return network.flip(),
+        _ => network.flip(),
     }
-    true
 }
 
 fn strike_machine(world: &World, fault: Fault) {
@@ -496,7 +454,10 @@ fn is_quiet(world: &World) -> bool {
             let size = world.disk.size_bytes() as u64;
             process.is_whole() && process.volume.size_bytes() == size
         });
+    // A journal that was put back is behind what the agent knows until both have met.
+    let is_connected = world.collector.volume().is_some_and(|volume| volume.facts().live.is_some());
     is_whole
+        && is_connected
         && world.collector.held().is_some_and(|held| {
             held.reader.span_open().is_none()
                 && held.reader.durable() >= world.collector.witness.acknowledged()

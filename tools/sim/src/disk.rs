@@ -4,7 +4,8 @@
 //! or in any of its sectors. What has landed is in a volatile cache until a sync that begins
 //! later returns; at a power cut any of its sectors may be lost, also of what was in flight. A
 //! write, read or sync can be told to fail: a failed write may have landed in any of its sectors,
-//! a failed sync promises nothing, and any of them may be durable. A range can be until it is written. Durable bytes do not rot. The model is told of every sector.
+//! a failed sync promises nothing, and any of them may be durable. A range can be unreadable until
+//! it is written. Durable bytes do not rot. The model is told of every sector.
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -1,9 +1,9 @@
 //! Runs the tasks of both machines on one thread, in an order that the seed decides.
 //!
-//! What enters: tasks, each of a group (what dies together) and a step (what it does, for the
-//! figures). What leaves: which one was polled. Which of those that can go on goes on next is
-//! chance; time passes when none can. Nothing is ever dropped during a poll: a machine is killed
-//! between two polls, by whoever drives this.
+//! What enters: tasks, each of a group (what dies together) and, but for the world's, with a step
+//! (what it does, for the figures). What leaves: the step of the one that was polled. Which of
+//! those that can go on goes on next is chance; time passes when none can. Nothing is ever dropped
+//! during a poll: a machine is killed between two polls, by whoever drives this.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -25,6 +25,7 @@ use crate::time::Time;
 pub(crate) enum Group {
     Agent,
     Collector,
+    /// Only sees to it that time stops there.
     World,
 }
 
@@ -43,6 +44,7 @@ type TaskFuture = Pin<Box<dyn Future<Output = ()>>>;
 
 struct Task {
     group: Group,
+    /// What it does, or did when it was polled last.
     step: Step,
     future: Option<TaskFuture>,
     waker: Waker,
@@ -128,7 +130,7 @@ impl Executor {
         drop(killed);
     }
 
-    /// The task that is polled does this now; to be said behind each wait.
+    /// The task that is polled does this from now on.
     pub(crate) fn at(&self, step: Step) {
         self.step.set(step);
     }
@@ -158,13 +160,13 @@ impl Executor {
                 self.polls_now.set(0);
                 return if self.time.advance(end) { Turn::Waited } else { Turn::Idle };
             };
-            if let Some(step) = self.poll(index) {
-                return Turn::Polled(step);
+            if let Some(turn) = self.poll(index) {
+                return turn;
             }
         }
     }
 
-    fn poll(&self, index: usize) -> Option<Step> {
+    fn poll(&self, index: usize) -> Option<Turn> {
         let (mut future, waker, group, step) = {
             let mut tasks = self.tasks.borrow_mut();
             let task = tasks[index].as_mut()?;
@@ -180,12 +182,14 @@ impl Executor {
             self.tasks.borrow_mut()[index] = None;
         } else if let Some(task) = &mut self.tasks.borrow_mut()[index] {
             task.future = Some(future);
+            task.step = self.step.get();
         }
         // The shipper's own polls are none that it has to look after.
         if group == Group::Agent && step != Step::Ship {
             self.ring_may_hold_more.notify_all();
         }
-        Some(self.step.get())
+        // The world's only wake who drives this.
+        Some(if group == Group::World { Turn::Waited } else { Turn::Polled(self.step.get()) })
     }
 }
 

@@ -81,6 +81,30 @@ kinds! {
     }
 }
 
+impl Fault {
+    /// It is a wish that goes through a session.
+    pub(crate) fn needs_session(self) -> bool {
+        matches!(self, Self::Pause | Self::Compare | Self::Verify | Self::Bookmark)
+    }
+
+    /// False for what can never meet.
+    fn can_hit(self, step: Step) -> bool {
+        match step {
+            // A process that stops is not told to stop.
+            Step::Stop => self != Self::AgentStop,
+            // There is no session before the journal is open.
+            Step::Recover => !self.needs_session(),
+            _ => true,
+        }
+    }
+
+    /// Everything that can meet.
+    pub(crate) fn pairs() -> impl Iterator<Item = (Self, Step)> {
+        let all = Self::ALL.iter().flat_map(|fault| Step::ALL.iter().map(|step| (*fault, *step)));
+        all.filter(|(fault, step)| fault.can_hit(*step))
+    }
+}
+
 /// Counts over many runs.
 #[derive(Clone)]
 pub(crate) struct Figures {
@@ -90,10 +114,11 @@ pub(crate) struct Figures {
     pub(crate) faults: u64,
     pub(crate) states: u64,
     pub(crate) points: u64,
-    pub(crate) copies: u64,
     pub(crate) merges: u64,
     pub(crate) sessions: u64,
     pub(crate) polls: u64,
+    /// What the runs did, as a number that does not depend on their order.
+    pub(crate) traces: u64,
 }
 
 impl Default for Figures {
@@ -105,10 +130,10 @@ impl Default for Figures {
             faults: 0,
             states: 0,
             points: 0,
-            copies: 0,
             merges: 0,
             sessions: 0,
             polls: 0,
+            traces: 0,
         }
     }
 }
@@ -116,7 +141,7 @@ impl Default for Figures {
 impl Figures {
     pub(crate) fn hit(&mut self, fault: Fault, step: Step) {
         self.faults += 1;
-        self.hits[fault as usize * Step::ALL.len() + step as usize] += 1;
+        self.hits[place(fault, step)] += 1;
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
@@ -126,17 +151,15 @@ impl Figures {
         self.faults += other.faults;
         self.states += other.states;
         self.points += other.points;
-        self.copies += other.copies;
         self.merges += other.merges;
         self.sessions += other.sessions;
         self.polls += other.polls;
+        self.traces ^= other.traces;
     }
 
-    /// Pairs that never met.
+    /// Pairs that can meet and never did.
     pub(crate) fn missing(&self) -> Vec<(Fault, Step)> {
-        let all = Fault::ALL.iter().flat_map(|fault| Step::ALL.iter().map(|step| (*fault, *step)));
-        let hits = all.zip(&self.hits).filter(|(_, hits)| **hits == 0);
-        hits.map(|(pair, _)| pair).collect()
+        Fault::pairs().filter(|(fault, step)| self.hits[place(*fault, *step)] == 0).collect()
     }
 
     pub(crate) fn table(&self) -> String {
@@ -146,10 +169,17 @@ impl Figures {
         }
         for (fault, row) in Fault::ALL.iter().zip(self.hits.chunks(Step::ALL.len())) {
             let _ = write!(text, "\n{:18}", fault.text());
-            for hits in row {
-                let _ = write!(text, "{hits:>8}");
+            for (step, hits) in Step::ALL.iter().zip(row) {
+                let _ = match fault.can_hit(*step) {
+                    true => write!(text, "{hits:>8}"),
+                    false => write!(text, "{:>8}", "-"),
+                };
             }
         }
         text
     }
+}
+
+fn place(fault: Fault, step: Step) -> usize {
+    fault as usize * Step::ALL.len() + step as usize
 }

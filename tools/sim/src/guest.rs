@@ -96,6 +96,7 @@ pub(crate) fn start(world: &Rc<World>, volume: &Arc<Volume<SimStore>>) {
 async fn run(world: &World, volume: &Volume<SimStore>) {
     let guest = &world.guest;
     loop {
+        world.executor.at(Step::Write);
         if world.random.chance(60) {
             let micros = world.random.below(guest.think_max + 1);
             world.time.sleep(Duration::from_micros(micros)).await;

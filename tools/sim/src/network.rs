@@ -4,7 +4,7 @@
 //! after a time of its own. A connection that is cut delivers any prefix of what is under way,
 //! then its end; a silent one (a machine without power) delivers what is under way and then
 //! nothing, ever, so that the other side holds it for alive. The network can be down for a time:
-//! no new connection comes about, and what is under way waits. A byte under way can change.
+//! no new connection comes about, and what is under way waits. A bit under way can change.
 //! Connections that were dialed one after the other may arrive in any order.
 
 use std::cell::{Cell, RefCell};
@@ -127,11 +127,14 @@ impl Pipe {
             return false;
         }
         let piece = random.place(state.flying.len());
-        let bytes = &mut state.flying[piece].1;
-        let at = random.place(bytes.len());
-        bytes[at] ^= 1 << random.below(8);
+        flip(&mut state.flying[piece].1, random);
         true
     }
+}
+
+fn flip(bytes: &mut [u8], random: &Random) {
+    let at = random.place(bytes.len());
+    bytes[at] ^= 1 << random.below(8);
 }
 
 /// One side of a connection.
@@ -170,11 +173,7 @@ impl Link {
 impl Read for &Link {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let mut state = self.incoming.state.borrow_mut();
-        let len = out.len().min(state.arrived.len());
-        for (to, from) in out.iter_mut().zip(state.arrived.drain(..len)) {
-            *to = from;
-        }
-        Ok(len)
+        state.arrived.read(out)
     }
 }
 
@@ -184,7 +183,8 @@ impl Write for &Link {
     }
 
     fn write_vectored(&mut self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+        let mut bytes = Vec::with_capacity(slices.iter().map(|slice| slice.len()).sum());
+        slices.iter().for_each(|slice| bytes.extend_from_slice(slice));
         let len = bytes.len();
         let mut state = self.outgoing.state.borrow_mut();
         if state.is_reset {
@@ -192,6 +192,9 @@ impl Write for &Link {
         }
         if state.is_dead || (self.is_muted)() {
             return Ok(len);
+        }
+        if len > 0 && self.network.flips_next.take() {
+            flip(&mut bytes, &self.network.random);
         }
         let at = self.network.arrival().max(state.last);
         state.last = at;
@@ -228,6 +231,8 @@ pub(crate) struct Network {
     arriving: RefCell<Vec<(Duration, Link)>>,
     dialed: Event,
     pipes: RefCell<Vec<(Rc<Pipe>, Rc<Pipe>)>>,
+    /// A bit of what is sent next changes.
+    flips_next: Cell<bool>,
 }
 
 impl Network {
@@ -240,6 +245,7 @@ impl Network {
             arriving: RefCell::default(),
             dialed: Event::new(),
             pipes: RefCell::default(),
+            flips_next: Cell::default(),
         })
     }
 
@@ -334,10 +340,16 @@ impl Network {
         self.each(Pipe::silence);
     }
 
-    /// Changes a bit of what is under way; false when nothing is.
-    pub(crate) fn flip(&self) -> bool {
+    /// Changes a bit of what is under way, or else of what is sent next.
+    pub(crate) fn flip(&self) {
         let mut done = false;
         self.each(|pipe| done = done || pipe.flip(&self.random));
-        done
+        self.flips_next.set(!done);
+    }
+
+    /// From here on no bit changes.
+    pub(crate) fn heal(&self) {
+        self.go_down(Duration::ZERO);
+        self.flips_next.set(false);
     }
 }

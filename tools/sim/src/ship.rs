@@ -16,7 +16,7 @@ use crate::network::{Link, Network};
 use crate::trace::Trace;
 
 /// How late a pause notices that the shipper is told to stop.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Longest silence of the collector, as in the agent's link.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -36,6 +36,7 @@ pub(crate) async fn run(shipping: Shipping) -> Drained {
     let mut pauses = Pauses::new("the collector".into());
     let mut past = Past::new(parts);
     loop {
+        shipping.executor.at(Step::Ship);
         match pauses.next(parts, &mut consumer, shipping.orders.get()) {
             Next::Done(drained) => return drained,
             Next::Rest(left) => shipping.executor.time.sleep(left.min(LOOK_EVERY)).await,
@@ -58,11 +59,9 @@ impl Shipping {
     ) -> Result<Drained, StreamError> {
         self.executor.at(Step::Greet);
         let link = self.network.dial().await.map_err(StreamError::Dial)?;
-        self.executor.at(Step::Greet);
         let hello = hello(&self.parts, past);
         greet(&hello, &mut &link)?;
         first_of(link.readable(), self.executor.time.sleep(SILENCE_MAX)).await;
-        self.executor.at(Step::Greet);
         let welcome = receive_welcome(&mut &link)?;
         self.trace.say(|| {
             format!(
@@ -71,6 +70,7 @@ impl Shipping {
             )
         });
         let mut session = Session::open(&self.parts, consumer, past, &hello, &welcome)?;
+        self.executor.at(Step::Ship);
         let ended = self.drive(&mut session, consumer, &link).await;
         ended.map_err(|error| session.ended(error))
     }

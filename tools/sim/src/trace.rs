@@ -1,6 +1,7 @@
 //! What a run did, as one number to compare and, where somebody looks, as text.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::Xxh3;
@@ -8,13 +9,13 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::time::Time;
 
 /// Lines that are kept.
-const LINES_MAX: usize = 400;
+const LINES_MAX: usize = 4000;
 
 /// See the module's documentation.
 pub(crate) struct Trace {
     time: Arc<Time>,
     hash: RefCell<Xxh3>,
-    lines: Option<RefCell<Vec<String>>>,
+    lines: Option<RefCell<VecDeque<String>>>,
 }
 
 impl Trace {
@@ -38,9 +39,9 @@ impl Trace {
         if let Some(lines) = &self.lines {
             let mut lines = lines.borrow_mut();
             if lines.len() == LINES_MAX {
-                lines.remove(0);
+                lines.pop_front();
             }
-            lines.push(format!("{:>12.6} {}", self.time.now().as_secs_f64(), text()));
+            lines.push_back(format!("{:>12.6} {}", self.time.now().as_secs_f64(), text()));
         }
     }
 
@@ -49,6 +50,9 @@ impl Trace {
     }
 
     pub(crate) fn lines(&self) -> Vec<String> {
-        self.lines.as_ref().map(|lines| lines.borrow().clone()).unwrap_or_default()
+        self.lines
+            .as_ref()
+            .map(|lines| lines.borrow().iter().cloned().collect())
+            .unwrap_or_default()
     }
 }

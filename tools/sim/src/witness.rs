@@ -28,6 +28,8 @@ struct Seen {
     /// Records that were handed to the writer, with what tells one from another.
     records: BTreeMap<Seq, u64>,
     reused: Option<Seq>,
+    /// The agent's machine was put back, and does not know which numbers it had used.
+    forgets: bool,
     events: Vec<String>,
 }
 
@@ -93,6 +95,20 @@ impl Witness {
         seen.listed.clear();
     }
 
+    /// The agent's machine is an older one from here on. Numbers of records that have not become
+    /// durable at the collector may be used again: nobody can know that they were.
+    pub(crate) fn agent_put_back(&self) {
+        self.lock().forgets = true;
+    }
+
+    /// A session begins with the collector's word of what is durable.
+    fn welcomed(&self, durable: Seq) {
+        let mut seen = self.lock();
+        if seen.forgets {
+            seen.records.retain(|seq, _| *seq <= durable);
+        }
+    }
+
     /// What was reported since the last call.
     pub(crate) fn take_events(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().events)
@@ -145,6 +161,9 @@ impl SessionPort for Port {
     }
 
     fn opened(&self, answer: Result<Welcome, Refuse>) {
+        if let Ok(welcome) = &answer {
+            self.witness.welcomed(welcome.durable);
+        }
         self.inbox.opened(answer);
         self.rung.notify_all();
     }

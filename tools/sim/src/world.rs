@@ -13,7 +13,7 @@ use crate::collector::{self, CollectorMachine, CollectorSpec};
 use crate::director::Director;
 use crate::disk::{Disk, DiskSpec};
 use crate::executor::{Executor, Group, Turn};
-use crate::figures::Figures;
+use crate::figures::{Figures, Step};
 use crate::guest::Guest;
 use crate::log_place::LogPlace;
 use crate::model::{Model, ZONE_BYTES};
@@ -24,9 +24,13 @@ use crate::trace::Trace;
 
 /// Longest time a run may take until everything is quiet.
 const RUN_MAX: Duration = Duration::from_secs(4 * 3600);
+/// What each run has to do.
+const OPERATIONS_MIN: u64 = 200;
+const FAULTS_MIN: u64 = 5;
 
 /// Everything that the tasks of a run reach.
 pub(crate) struct World {
+    seed: u64,
     pub(crate) executor: Rc<Executor>,
     pub(crate) time: Arc<Time>,
     pub(crate) random: Arc<Random>,
@@ -64,7 +68,7 @@ impl World {
         let unit_bytes = random.pick(&[512, 512, 512, 4096]);
         let tells_holes = random.chance(85);
         // What is a hole costs no time to compare.
-        let pages = random.between(1100, if tells_holes { 8000 } else { 3000 });
+        let pages = random.between(1100, if tells_holes { 8000 } else { 1600 });
         let spec = DiskSpec {
             size_bytes: usize::try_from(pages * 4096).expect("a small disk"),
             unit_bytes,
@@ -80,7 +84,7 @@ impl World {
             journal_bytes_max: random.pick(&[100, 1_000, 20_000]) * 1024,
             sync_max: random.pick(&[200, 2_000, 20_000]),
         };
-        let operations = random.between(200, 280);
+        let operations = random.between(OPERATIONS_MIN, 280);
         let guest = Guest::new(
             random.between(1, 6),
             operations,
@@ -89,6 +93,7 @@ impl World {
         );
         let ring_slots = 1 << random.between(4, 8);
         Rc::new(Self {
+            seed,
             network: Network::new(Arc::clone(&time), Arc::clone(&random)),
             trace: Rc::new(Trace::new(Arc::clone(&time), with_text)),
             agent_clock: MachineClock::new(Arc::clone(&time)),
@@ -146,12 +151,11 @@ impl World {
     /// Sees to it that time stops there, for who is not a task.
     pub(crate) fn wake_at(&self, after: Duration) {
         let sleep = self.time.sleep(after);
-        let group = Group::World;
-        self.executor.spawn(group, crate::figures::Step::Open, sleep);
+        self.executor.spawn(Group::World, Step::Open, sleep);
     }
 
     fn run(self: &Rc<Self>) {
-        let mut director = Director::new(self);
+        let mut director = Director::new(self, self.seed);
         self.tend();
         while self.violation().is_none() && !director.is_over() {
             match self.executor.turn(RUN_MAX) {
@@ -168,10 +172,18 @@ impl World {
             self.tend();
         }
         if self.violation().is_none()
-            && let Err(text) = check::all(self)
+            && let Err(text) = check::all(self).and_then(|()| self.has_done_enough())
         {
             self.breaks(text);
         }
+    }
+
+    fn has_done_enough(&self) -> Result<(), String> {
+        let Figures { operations, faults, .. } = *self.figures.borrow();
+        if operations < OPERATIONS_MIN || faults < FAULTS_MIN {
+            return Err(format!("only {operations} operations and {faults} faults"));
+        }
+        Ok(())
     }
 }
 
@@ -182,7 +194,7 @@ fn prepare(disk: &Disk, model: &Model, random: &Random) {
         (0..random.between(2, 6)).map(|_| random.place((pages - 8) / 4) * ZONE_BYTES).collect();
     zones.sort_unstable();
     zones.dedup();
-    for _ in 0..random.below(20) {
+    for _ in 0..random.below(8) {
         let mut bytes = vec![0; 4096];
         random.fill(&mut bytes);
         disk.prepare(random.place(pages) * 4096, &bytes);
@@ -214,5 +226,6 @@ pub(crate) fn run(seed: u64, dir: &Path, with_text: bool) -> Outcome {
     let mut figures = world.figures.borrow().clone();
     figures.seeds = 1;
     figures.polls = world.executor.polls();
+    figures.traces = hash;
     Outcome { hash, figures, violation, lines }
 }
