@@ -207,9 +207,10 @@ impl AgentMachine {
         state.map_or(Epoch(0), |state| state.epoch)
     }
 
-    /// True when there was a session since. Without one the machine knows all that it knew then,
-    /// and nobody can tell that it was put back: it is taken for one that lost its power, and what
-    /// had no bit at the snapshot and was changed since is not compared.
+    /// True when there was a session since: it tells that the machine was put back. Within one only
+    /// the numbers of records do, and not those that were reserved at the snapshot, for the next ten
+    /// seconds: such a machine is taken for one that lost its power, and what had no bit then and
+    /// was changed since is not compared. Nobody could tell; it is left out here.
     pub(crate) fn has_met_since(&self, snapshot: &Snapshot) -> bool {
         self.epoch() > snapshot.epoch
     }
