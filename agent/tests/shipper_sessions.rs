@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tidemark_agent::capture::Capture;
+use tidemark_agent::capture::desk::QUESTIONS_MAX;
 use tidemark_agent::clock::{Clock, SystemClock};
 use tidemark_agent::intent_log::map::IntentMap;
 use tidemark_agent::random::{Random, SystemSource};
@@ -385,7 +386,7 @@ fn questions_of_copies_that_were_given_up_do_not_pile_up_at_the_collector() {
         let desk = agent.capture.desk();
         desk.close([copy - 1; 16]);
         desk.open([copy; 16]);
-        for index in 0..4 {
+        for index in 0..QUESTIONS_MAX as u64 / 2 {
             let nodes = vec![node_hash(&[LeafHash::ZERO])];
             let (id, min_seq, range) = ([copy; 16], Seq(1), node(index));
             desk.post(Compare { id, min_seq, exact: false, range, nodes });
@@ -395,7 +396,7 @@ fn questions_of_copies_that_were_given_up_do_not_pile_up_at_the_collector() {
             asked.push(question);
         }
     }
-    assert_eq!(asked.len(), 8, "the collector answers none");
+    assert_eq!(asked.len(), QUESTIONS_MAX, "the collector answers none");
     let Compare { id, range, .. } = asked[0];
     only.send(FrameKind::Differ, |body| Differ { id, range, nodes: Vec::new() }.encode(body));
     assert_eq!(only.question(PATIENCE).expect("one more").id, [4; 16]);

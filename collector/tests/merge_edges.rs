@@ -103,6 +103,23 @@ fn a_merge_that_cannot_be_ended_offers_nothing_older() {
     open(&storage).check(&model);
 }
 
+/// Found by the simulator: the next merge went less far, and found its end behind the former's.
+#[test]
+fn a_merge_that_found_no_room_to_begin_takes_nothing_away() {
+    let (storage, world, model) = filled();
+    let (reader, seed) = (&world.held.reader, &world.held.seed);
+    let segments = reader.segments();
+    let mut pace = |_| ControlFlow::Continue(());
+    storage.set_full(true);
+    merge_into_seed(reader, seed, segments[1].last_seq, &mut pace).unwrap_err();
+    assert_eq!(seed.merging_to(), None, "it had not begun");
+    storage.set_full(false);
+    world.check(&model);
+    let merged = merge_into_seed(reader, seed, segments[0].last_seq, &mut pace).unwrap();
+    assert_eq!(merged.to, Some(segments[0].last_seq));
+    world.check(&model);
+}
+
 #[test]
 fn a_merge_whose_segments_are_gone_says_so() {
     let (storage, world, _) = filled();

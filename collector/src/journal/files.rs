@@ -13,7 +13,7 @@ use tidemark_wire::Seq;
 use super::cache::Cache;
 use crate::storage::Storage;
 
-/// Files that one journal keeps open for reading, at most.
+/// Files that one journal keeps open for reading, at most; each may have two descriptors.
 const FILES_MAX: usize = 64;
 
 pub(crate) struct Files<S: Storage> {

@@ -291,15 +291,21 @@ impl<S: Storage> JournalReader<S> {
         pins.held.range(pins.floor..).next().map(|(seq, _)| *seq)
     }
 
-    /// Lets nothing older than `to` be opened from here on; says no when something older is.
-    pub(crate) fn raise_floor(&self, to: Seq) -> bool {
+    /// Lets nothing older than `to` be opened from here on, and gives what that was before; `None`
+    /// when something older is open.
+    pub(crate) fn raise_floor(&self, to: Seq) -> Option<Seq> {
         let mut pins = self.pins();
         let floor = pins.floor;
-        if pins.held.range(floor..to).next().is_some() {
-            return false;
+        if floor < to && pins.held.range(floor..to).next().is_some() {
+            return None;
         }
         pins.floor = floor.max(to);
-        true
+        Some(floor)
+    }
+
+    /// Takes that back: the seed has not been changed.
+    pub(crate) fn lower_floor(&self, to: Seq) {
+        self.pins().floor = to;
     }
 
     /// The seed has become `base`: the segments up to it leave. Their files go when nothing

@@ -108,7 +108,16 @@ pub fn merge_into_seed<S: Storage>(
     let freed_bytes = segments.iter().map(|segment| segment.info().bytes).sum();
     let step = Step::new(seed, segments, base.clone(), &mut report, pace);
     let plan = plan(segments, step.span_bytes)?;
-    if (step.pace)(0).is_break() || !reader.raise_floor(base.at) || step.run(&plan)?.is_break() {
+    if (step.pace)(0).is_break() {
+        return Ok(report);
+    }
+    let Some(floor) = reader.raise_floor(base.at) else { return Ok(report) };
+    let ran = step.run(&plan);
+    if !matches!(ran, Ok(ControlFlow::Continue(()))) && seed.merging_to().is_none() {
+        // It had not begun, and all that it would have covered can still be opened.
+        reader.lower_floor(floor);
+    }
+    if ran?.is_break() {
         return Ok(report);
     }
     report.to = Some(base.at);
