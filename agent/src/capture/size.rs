@@ -15,7 +15,6 @@ use tidemark_wire::{RecordKind, Seq};
 
 use super::Capture;
 use super::phase::{CopyCause, Phase};
-use crate::ring::Resize;
 use crate::ring::order::Ticket;
 
 /// Until the first session it is not known.
@@ -102,20 +101,17 @@ impl Capture {
         Some(seq)
     }
 
-    /// A session begins in which what is in the ring goes on behind what the collector holds, a
-    /// volume of `held_bytes`; `resizes` gives those in the ring. False when they do not lead from
-    /// there to the volume's size, and no copy is going to say that size: then the stream is none
-    /// that a collector takes.
+    /// A session begins in which what is in the ring goes on behind what the collector holds;
+    /// `behind` gives the size that a volume has then ([`Consumer::size_behind`]). False when not
+    /// all of it fits, or it does not lead to the volume's size and no copy is going to say that:
+    /// then the stream is none that a collector takes. A process may have put changes in the ring
+    /// before its first session, of a disk that had got another size a moment before it was opened.
+    ///
+    /// [`Consumer::size_behind`]: crate::ring::Consumer::size_behind
     #[must_use]
-    pub fn continues(&self, held_bytes: u64, resizes: impl FnOnce() -> Vec<Resize>) -> bool {
+    pub fn continues(&self, behind: impl FnOnce() -> Option<u64>) -> bool {
         self.phases.held(|phase| {
-            let mut stream = held_bytes;
-            for resize in resizes() {
-                if resize.old_bytes != stream {
-                    return false;
-                }
-                stream = resize.new_bytes;
-            }
+            let Some(stream) = behind() else { return false };
             self.sizes.stream.store(stream, Ordering::Relaxed);
             stream == self.size_bytes() || matches!(phase, Phase::Wanted(_) | Phase::Paused)
         })

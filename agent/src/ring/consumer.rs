@@ -32,15 +32,6 @@ pub enum Next<'a> {
     Empty,
 }
 
-/// What a resize record says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resize {
-    /// Size of the volume before it.
-    pub old_bytes: u64,
-    /// Size of the volume from it on.
-    pub new_bytes: u64,
-}
-
 /// A committed record in the ring's memory.
 #[derive(Clone, Copy)]
 pub struct RecordRef<'a> {
@@ -114,19 +105,24 @@ impl Consumer {
         self.cursor = ticket;
     }
 
-    /// The resizes among the kept records with a number above `after`, in order, whether read
-    /// already or not.
+    /// The size of a volume that has `size_bytes` behind record `after`, once it has all kept
+    /// records above that, whether read already or not; `None` when one of them does not fit.
     #[must_use]
-    pub fn resizes_after(&self, after: Seq) -> Vec<Resize> {
+    pub fn size_behind(&self, after: Seq, size_bytes: u64) -> Option<u64> {
         let order = self.shared.order();
         let (head, tail) = (order.head(), order.tail());
         let committed =
             (head.0..tail.0).map(Ticket).filter(|one| order.find(*one) == Found::Committed);
-        let headers = committed.map(|ticket| self.shared.header(ticket));
-        headers
-            .filter(|header| header.kind() == Some(RecordKind::Resize) && header.seq() > after)
-            .map(|header| Resize { old_bytes: header.aux.get(), new_bytes: header.len_bytes.get() })
-            .collect()
+        let mut headers = committed.map(|ticket| self.shared.header(ticket));
+        headers.try_fold(size_bytes, |size_bytes, header| {
+            let is_resize = header.kind() == Some(RecordKind::Resize);
+            let end = header.offset_bytes.get().saturating_add(header.len_bytes.get());
+            match is_resize {
+                _ if header.seq() <= after => Some(size_bytes),
+                true => (header.aux.get() == size_bytes).then_some(end),
+                false => (end <= size_bytes).then_some(size_bytes),
+            }
+        })
     }
 
     /// Gives back the slots and pages of all records up to and with `seq`: they are durable

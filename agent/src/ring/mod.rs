@@ -65,7 +65,7 @@ use mapping::Mapping;
 use order::{Cells, Order, Outcome, Ticket};
 use pages::{PageRun, Pages, WORD_PAGES};
 
-pub use consumer::{Consumer, Next, RecordRef, Resize};
+pub use consumer::{Consumer, Next, RecordRef};
 pub use error::{RingError, RingErrorKind};
 pub use producer::{Extent, InFlight};
 pub use recovery::Recovery;

@@ -464,9 +464,9 @@ impl<'a> Session<'a> {
 
 /// The verdict, unless the sizes that are in the ring do not follow that of the collector's volume.
 fn sized(verdict: Verdict, capture: &Capture, consumer: &Consumer, welcome: &Welcome) -> Verdict {
-    let resizes = || consumer.resizes_after(welcome.durable);
+    let behind = || consumer.size_behind(welcome.durable, welcome.size_bytes);
     let drops_all = matches!(verdict, Verdict::CopyAnew(_));
-    if drops_all || capture.continues(welcome.size_bytes, resizes) {
+    if drops_all || capture.continues(behind) {
         return verdict;
     }
     capture.intent().doubt_all();
