@@ -42,6 +42,11 @@ impl Default for Payloads {
 
 impl Payloads {
     /// What becomes of the bytes of the files.
+    pub(crate) fn reads(&self) -> Reads {
+        self.reads
+    }
+
+    /// Sets that.
     pub(crate) fn set_reads(&mut self, reads: Reads) {
         self.reads = reads;
     }

@@ -39,7 +39,6 @@ pub struct View<S: Storage = RealStorage> {
     seed: Arc<Seed<S>>,
     cells: Mutex<Cache<u32, Extents>>,
     payloads: Payloads,
-    reads: Reads,
     /// Held for its drop.
     _pin: Pin<S>,
 }
@@ -90,7 +89,6 @@ impl<S: Storage> View<S> {
             seed,
             cells: Mutex::new(Cache::new(EXTENTS_MAX, weigh)),
             payloads: Payloads::default(),
-            reads: Reads::default(),
             _pin: pin,
         }
     }
@@ -98,7 +96,6 @@ impl<S: Storage> View<S> {
     /// The same for somebody who reads all of it once.
     #[must_use]
     pub fn read_once(mut self) -> Self {
-        self.reads = Reads::Once;
         self.payloads.set_reads(Reads::Once);
         self
     }
@@ -185,7 +182,7 @@ impl<S: Storage> View<S> {
                 let errno = errno.map_err(|error| error.for_view(part, place.seq))?;
                 Err(ViewError::Unreadable { range: part, seq: place.seq, errno })
             }
-            Source::Seed => self.seed.read_at(self.reads, out, part.start()),
+            Source::Seed => self.seed.read_at(self.payloads.reads(), out, part.start()),
         }
     }
 
