@@ -108,11 +108,12 @@ fn a_merge_that_cannot_be_ended_offers_nothing_older() {
 fn a_merge_that_found_no_room_to_begin_takes_nothing_away() {
     let (storage, world, model) = filled();
     let (reader, seed) = (&world.held.reader, &world.held.seed);
-    let segments = reader.segments();
+    let (segments, oldest) = (reader.segments(), reader.first_seq());
     let mut pace = |_| ControlFlow::Continue(());
     storage.set_full(true);
     merge_into_seed(reader, seed, segments[1].last_seq, &mut pace).unwrap_err();
     assert_eq!(seed.merging_to(), None, "it had not begun");
+    assert_eq!(reader.first_seq(), oldest, "what could be opened still can");
     storage.set_full(false);
     world.check(&model);
     let merged = merge_into_seed(reader, seed, segments[0].last_seq, &mut pace).unwrap();
