@@ -143,6 +143,10 @@ fn a_resynchronization_is_done_when_nothing_differs_and_no_span_is_open() {
     assert_eq!(client.job(job.id).unwrap().state, JobState::Running, "all of it is in doubt");
     assert_eq!(client.volume("disk1").unwrap().differing_bytes, Some(VOLUME_BYTES));
     stand(&mut agent, StandingState::Copying, 65_536);
+    let end = Instant::now() + LONG;
+    while client.volume("disk1").unwrap().differing_bytes != Some(65_536) {
+        assert!(Instant::now() < end, "the standing does not arrive");
+    }
     conflict(client.create_verify("disk1"), "is known to differ");
     agent.copy(&mut Model::new());
     stand(&mut agent, StandingState::Whole, 0);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use journal_support::{Sender, identity};
 use tidemark_collector::journal::{Journal, JournalConfig, inspect_records};
 use tidemark_collector::seed::Seed;
-use tidemark_collector::storage::{Fault, MemoryStorage, Storage};
+use tidemark_collector::storage::{Fault, MemoryStorage, Storage, StorageFile};
 use tidemark_collector::view::View;
 use tidemark_wire::Seq;
 
@@ -88,8 +88,14 @@ fn a_crash_at_every_call_keeps_what_was_committed() {
         for dice in 0..4 {
             let storage = MemoryStorage::default();
             storage.fail_after(call, Fault::Crash);
-            let mut journal = open(&storage);
-            let acknowledged = send(&mut journal, &sender);
+            let opened = Journal::open_or_create(
+                Arc::new(storage.clone()),
+                Path::new(DIR),
+                identity(),
+                CONFIG,
+            );
+            let acknowledged =
+                opened.map_or(Seq(0), |(mut journal, _)| send(&mut journal, &sender));
 
             let after = storage.after_crash(call * 31 + dice);
             let mut journal = open(&after);
@@ -143,6 +149,7 @@ fn a_failed_call_latches_and_reopening_goes_on_after_the_last_good_sync() {
         let mut journal = open(&storage);
         storage.fail_after(call, Fault::Once);
         let acknowledged = send(&mut journal, &sender);
+        storage.clear_fault();
         assert_eq!(journal.reader().durable(), acknowledged);
         if journal.is_latched() {
             let refused = sender.batches_after(acknowledged).next();
@@ -202,5 +209,38 @@ fn a_crash_while_a_latched_journal_reopens_loses_nothing() {
             assert!(journal.reader().durable() >= acknowledged, "calls {call} and {later}");
             check_state(&after, &journal, &sender);
         }
+    }
+}
+
+/// A sync of the directory that fails behind the rename, and a power cut later, leave a whole
+/// segment under the name of an open one, with newer ones behind it.
+#[test]
+fn a_sealed_segment_that_lost_its_name_gets_it_again() {
+    let sender = Sender::new(17, 60);
+    let whole = MemoryStorage::default();
+    send(&mut open(&whole), &sender);
+    let names = whole.list(Path::new(DIR)).unwrap();
+    let sealed: Vec<_> = names.iter().filter_map(|name| name.strip_suffix(".seg")).collect();
+    assert!(sealed.len() > 1);
+    for first in sealed {
+        let path = |ending: &str| Path::new(DIR).join(format!("{first}.{ending}"));
+        let storage = whole.after_kill();
+        storage.rename(&path("seg"), &path("open")).unwrap();
+        let journal = open(&storage);
+        assert_eq!(journal.reader().durable(), sender.last());
+        check_state(&storage, &journal, &sender);
+        assert!(storage.open(&path("seg")).is_ok());
+
+        // One that is not whole is damage, and nothing of it is cut off, unless it is the newest.
+        let storage = whole.after_kill();
+        storage.rename(&path("seg"), &path("open")).unwrap();
+        storage.edit(&path("open"), |bytes| bytes.truncate(bytes.len() - 1)).unwrap();
+        let held = storage.open(&path("open")).unwrap().len().unwrap();
+        let opened =
+            Journal::open_or_create(Arc::new(storage.clone()), Path::new(DIR), identity(), CONFIG);
+        let is_newest = whole.paths().iter().next_back() == Some(&path("seg"));
+        assert_eq!(opened.unwrap().1.damaged.is_empty(), is_newest);
+        let left = storage.open(&path("open")).unwrap().len().unwrap();
+        assert!(left == held || is_newest);
     }
 }

@@ -293,6 +293,9 @@ impl RecordHeader {
         if !(1..=COUNTER_MAX).contains(&self.seq.get()) {
             return bad(format!("sequence number {}", self.seq));
         }
+        if self.time_us.get() > COUNTER_MAX {
+            return bad(format!("a time of {}", self.time_us));
+        }
         if self.flags & !FLAGS_KNOWN != 0 || self.reserved != 0 {
             return bad("an unknown flag or a reserved byte set".into());
         }

@@ -232,6 +232,9 @@ impl<S: Storage> Follower<S> {
             if facts.live.is_some() {
                 seen_at = self.clock.monotonic();
             }
+            if facts.standing.is_some_and(|standing| standing.state == StandingState::Paused) {
+                return Ok(self.is_paused());
+            }
             if self.is_level(&facts)? {
                 let copy = facts.last_copy.filter(|(end, _)| Some(*end) != copy_before);
                 self.advance(progress, self.total_bytes);
@@ -270,6 +273,15 @@ impl<S: Storage> Follower<S> {
             seconds,
         };
         Ended::Compared { found, message }
+    }
+
+    fn is_paused(&self) -> Ended {
+        let name = self.volume.name();
+        let message = format!(
+            "protection of volume {name} was paused in the middle of a comparison; {PERSON}: \
+             `tidemark volume resume {name}`, the comparison then goes on by itself"
+        );
+        Ended::NeedsPerson { failure: Failure::unavailable(message), found: None }
     }
 
     fn left_alone(&self) -> Ended {

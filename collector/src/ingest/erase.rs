@@ -53,15 +53,14 @@ impl<S: Storage> Volumes<S> {
             return Err(Failure::conflict(format!("volume {name} is not retired"))
                 .with_hint(format!("retire it first: tidemark volume retire {name}")));
         }
-        if facts.erasing {
-            return Err(Failure::conflict(format!("volume {name} is being erased already")));
-        }
         if facts.seeding {
             // The new seed would be put into whatever volume has the name then.
             return Err(Failure::conflict(format!("volume {name} is being seeded"))
                 .with_hint("cancel that job first"));
         }
-        let held = volume.begin_erase();
+        let Some(held) = volume.begin_erase() else {
+            return Err(Failure::conflict(format!("volume {name} is being erased already")));
+        };
         // Nothing can be opened from here on. What was about to be is pinned within the wait.
         wait(READERS_WAIT);
         let is_read = held.as_ref().is_some_and(|held| !held.reader.pinned().is_empty());
@@ -74,7 +73,13 @@ impl<S: Storage> Volumes<S> {
             // A merge that works writes to names, and those may be another volume's soon.
             held.seed.close();
         }
-        self.remove(volume.id(), || self.doom(volume.id()))
+        self.remove(volume.id(), || {
+            // Its writer has ended: nobody decides otherwise any more.
+            if volume.facts().manifest.retired.is_none() {
+                return Err(Failure::conflict(format!("volume {name} was taken back meanwhile")));
+            }
+            self.doom(volume.id())
+        })
     }
 
     /// Gives the directory its last name.

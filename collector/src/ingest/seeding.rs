@@ -14,7 +14,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use tidemark_wire::Seq;
 use tidemark_wire::session::RefuseReason;
 
 use super::change::Decision;
@@ -22,7 +21,7 @@ use super::manifest::Manifest;
 use super::owner::VolumeCore;
 use super::volume::{Volume, volume_dir};
 use super::volumes::Volumes;
-use crate::error::{Failure, NotOffered, Result, Severity};
+use crate::error::{Failure, Result, Severity};
 use crate::seed::{SeedBuilder, merge_into_seed};
 use crate::storage::Storage;
 
@@ -130,14 +129,11 @@ impl<S: Storage> VolumeCore<S> {
             return refused("is being seeded already".to_owned());
         }
         let held = self.shared.held()?;
-        let durable = held.reader.durable();
-        let newest = match held.reader.offerable(durable) {
-            Ok(()) => Some(durable),
-            Err(NotOffered::InSpan { before, .. }) => before,
-            // A damaged journal may hold states; a person has to look at it first.
-            Err(_) => Some(durable),
-        };
-        if let Some(seq) = newest.filter(|seq| *seq > Seq(0)) {
+        // A damaged journal may hold states; a person has to look at it first.
+        if let Some(damage) = &self.damage {
+            return refused(format!("has damaged files, which may hold states: {damage}"));
+        }
+        if let Some(seq) = held.reader.newest_offered()? {
             return refused(format!("has states that can be opened, the newest is seq:{seq}"))
                 .map_err(|failure| {
                     failure.with_hint("an image is only of use before the first copy is whole")

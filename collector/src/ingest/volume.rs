@@ -176,10 +176,13 @@ impl<S: Storage> Volume<S> {
     }
 
     /// Lets nobody open anything of it any more. Gives back what was held, so that whoever erases
-    /// the volume sees by its count whether somebody reads on.
-    pub(super) fn begin_erase(&self) -> Option<Held<S>> {
-        self.lock().erasing = true;
-        self.held_lock().take()
+    /// the volume sees by its count whether somebody reads on. `None` when somebody erases it
+    /// already.
+    pub(super) fn begin_erase(&self) -> Option<Option<Held<S>>> {
+        if std::mem::replace(&mut self.lock().erasing, true) {
+            return None;
+        }
+        Some(self.held_lock().take())
     }
 
     /// Takes [`Volume::begin_erase`] back.

@@ -9,8 +9,9 @@
 //!   records follow behind them they are kept in a file of their own, because that is either
 //!   damage or a write that a crash tore out of order, and a person may want to see which. The
 //!   sender is told the number of the last good record and sends again, or resynchronizes;
-//! - the open segment is complete with index and trailer: the crash came between sealing and
-//!   renaming, which is done now;
+//! - a segment that is named as the open one is complete with index and trailer: the crash came
+//!   between sealing and renaming, or took the name back after a sync of the directory had failed,
+//!   so that newer segments may follow; it is renamed now;
 //! - the open segment has no whole header and no record: the crash came while it was created; it
 //!   is removed;
 //! - a sealed segment, or the header of an open one above records, is damaged, or a segment is
@@ -102,6 +103,8 @@ pub(crate) fn open<S: Storage>(
     identity: &JournalIdentity,
     base: &Base,
 ) -> Result<Opened<S>, JournalError> {
+    // A name that a killed program has given or taken is as durable as what is believed of it.
+    storage.sync_dir(dir).map_err(JournalError::io("sync", dir))?;
     let list = storage.list(dir).map_err(JournalError::io("list", dir))?;
     let mut names: Vec<_> = list.iter().filter_map(|name| SegmentName::parse(name)).collect();
     names.sort_unstable();
@@ -129,13 +132,9 @@ impl<S: Storage> Recovery<'_, S> {
     fn take(&mut self, name: SegmentName, newest: bool) -> Result<(), JournalError> {
         let path = name.path(self.dir);
         let taken = if self.opened.unreadable.is_empty() {
-            match (name.sealed, newest) {
-                (true, _) => self.take_sealed(name, &path),
-                (false, true) => self.take_open(name, &path),
-                (false, false) => {
-                    let detail = "it is open although newer segments follow";
-                    Err(Damage::new(&path, Part::File, 0, detail).into())
-                }
+            match name.sealed {
+                true => self.take_sealed(name, &path),
+                false => self.take_open(name, &path, newest),
             }
         } else {
             self.look_at(name, &path)
@@ -185,9 +184,6 @@ impl<S: Storage> Recovery<'_, S> {
         base: &Base,
     ) -> Result<(), JournalError> {
         let other = |detail: String| Err(Damage::new(path, Part::Chain, 0, detail).into());
-        if !name.sealed {
-            return other(format!("it is open, and the seed is at record {} already", base.at));
-        }
         let file = self.open_file(path)?;
         // Damage is left to the trailer; what belongs to somebody else is not removed.
         match read_header(&file, path) {
@@ -197,6 +193,9 @@ impl<S: Storage> Recovery<'_, S> {
         }
         let trailer = match read_trailer(&file, path) {
             Ok(trailer) => trailer,
+            Err(JournalError::Damaged(_)) if !name.sealed => {
+                return other(format!("it is open, and the seed is at record {} already", base.at));
+            }
             // Nothing of it is needed any more.
             Err(JournalError::Damaged(_)) => return Ok(()),
             Err(error) => return Err(error),
@@ -284,11 +283,22 @@ impl<S: Storage> Recovery<'_, S> {
         Ok(())
     }
 
-    fn take_open(&mut self, name: SegmentName, path: &Path) -> Result<(), JournalError> {
+    /// Only the newest one may be without index and trailer.
+    fn take_open(
+        &mut self,
+        name: SegmentName,
+        path: &Path,
+        newest: bool,
+    ) -> Result<(), JournalError> {
+        let unfinished = || {
+            let detail = "it is open although newer segments follow";
+            JournalError::from(Damage::new(path, Part::File, 0, detail))
+        };
         let file = self.storage.open(path).map_err(JournalError::io("open", path))?;
         let len = file.len().map_err(JournalError::io("look at", path))?;
         let header = match read_header(&file, path) {
             Ok(header) => header,
+            Err(JournalError::Damaged(_)) if !newest => return Err(unfinished()),
             Err(JournalError::Damaged(damage)) => {
                 return self.take_headless(&file, path, len, damage);
             }
@@ -318,10 +328,16 @@ impl<S: Storage> Recovery<'_, S> {
             {
                 return self.finish_seal(&file, name, path, len);
             }
+            if !newest {
+                return Err(unfinished());
+            }
             let damage = scan.damage(&error);
             let later = scan.find_later()?;
             let after_seq = extremes.last_seq.max(self.opened.report.durable);
             self.cut(&file, &damage, later, len, after_seq)?;
+        }
+        if !newest {
+            return Err(unfinished());
         }
         if extremes.records == 0 {
             return self.remove(path);

@@ -13,6 +13,7 @@ use tidemark_wire::Seq;
 
 use super::lost::{DAMAGED_HERE, LOST_MAX, Lost, LostRanges};
 use super::plan::{Plan, Run, plan};
+use super::state::SeedState;
 use super::{BLOCK, BLOCK_BYTES, Seed, Shared, block_damage, block_sum, files};
 use crate::error::{Damage, JournalError, Part, ReadError};
 use crate::journal::format::CELL_BYTES;
@@ -245,8 +246,16 @@ impl<'a, 'p, S: Storage> Step<'a, 'p, S> {
         let again = state.merging_to.is_some();
         if !again {
             state.merging_to = Some(self.base.at);
-            state.store(&*seed.storage, &seed.paths.state)?;
-            seed.shared_mut().state = state;
+            let stored = state.store(&*seed.storage, &seed.paths.state);
+            // It may have its name, and only the sync behind that has failed: a start would go on.
+            let is_there = || {
+                let found = SeedState::load(&*seed.storage, &seed.paths.state);
+                !matches!(found, Ok(Some(found)) if found.merging_to.is_none())
+            };
+            if stored.is_ok() || is_there() {
+                seed.shared_mut().state = state;
+            }
+            stored?;
         }
         let mut shared = seed.shared_mut();
         // Of a try that failed nothing is believed.
@@ -295,8 +304,11 @@ impl<'a, 'p, S: Storage> Step<'a, 'p, S> {
     }
 
     fn errno(&self, segment: usize, position: u32) -> Result<u64, JournalError> {
-        let head = self.segments[segment].read_head(position.into())?;
-        Ok(head.header.aux.get())
+        match self.segments[segment].read_head(position.into()) {
+            Ok(head) => Ok(head.header.aux.get()),
+            Err(ReadError::Damaged(_)) => Ok(DAMAGED_HERE),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn lose(&mut self, lost: Lost) -> Result<(), JournalError> {

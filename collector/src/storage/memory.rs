@@ -5,9 +5,11 @@
 //! storage after a power cut: of the writes that were not synced, any sectors of 512 bytes may
 //! be there, in any order; of the names that were not synced, the first ones may be. A call can
 //! be chosen at which the power goes ([`Fault::Crash`]: it and all later ones fail) or which
-//! alone fails ([`Fault::Once`]); the disk can be full ([`MemoryStorage::set_full`]). A datasync that fails forgets what it should have made durable,
-//! as the page cache of Linux does: a later one succeeds without it. Reads do not fail, and
-//! durable bytes do not rot; tests change those with [`MemoryStorage::edit`].
+//! alone fails ([`Fault::Once`]); the disk can be full ([`MemoryStorage::set_full`]). A write that
+//! fails, or in which a process is killed, may have been done up to a place, which calls see then.
+//! A datasync that fails forgets what it should have made durable, as the page cache of Linux
+//! does: a later one succeeds without it. Reads do not fail, and durable bytes do not rot; tests
+//! change those with [`MemoryStorage::edit`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -73,6 +75,8 @@ struct Image {
     durable: Pages,
     /// Changes since the last datasync, oldest first.
     changes: Vec<Change>,
+    /// The one in which the power went, or the process was killed.
+    interrupted: Option<Change>,
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +115,17 @@ impl NameChange {
 }
 
 impl Change {
+    /// What may be there of a change that did not come to its end: of a write, its first bytes.
+    fn begun(self, dice: &mut Dice) -> Option<Self> {
+        let Self::Write { at, mut bytes } = self else { return None };
+        // A page cache takes whole sectors, too.
+        let ends: Vec<usize> = sectors(at, bytes.len()).map(|part| part.end).collect();
+        let count = dice.roll() % (ends.len() as u64 + 1);
+        let kept = usize::try_from(count).expect("not more than there are").checked_sub(1);
+        bytes.truncate(kept.map_or(0, |last| ends[last]));
+        (!bytes.is_empty()).then_some(Self::Write { at, bytes })
+    }
+
     fn apply(&self, image: &mut Pages) {
         match self {
             Self::Write { at, bytes } => image.write(*at, bytes),
@@ -226,11 +241,11 @@ impl MemoryStorage {
         for id in names.values() {
             let image = &inner.files[id];
             let mut after = image.durable.clone();
-            for change in &image.changes {
+            for change in image.changes.iter().chain(&image.interrupted) {
                 change.apply_torn(&mut after, &mut dice);
             }
             let durable = after.clone();
-            files.insert(*id, Image { live: after, durable, changes: Vec::new() });
+            files.insert(*id, Image { live: after, durable, ..Image::default() });
         }
         let after = Inner {
             durable_names: names.clone(),
@@ -244,11 +259,17 @@ impl MemoryStorage {
     }
 
     /// What a process finds that starts after this one was killed at the call at which the power
-    /// went: all that calls before it did is there, as in the page cache. This storage and its
-    /// open files are of no use afterwards.
+    /// went: all that calls before it did is there, as in the page cache, and what that one had
+    /// begun. This storage and its open files are of no use afterwards.
     #[must_use]
     pub fn after_kill(&self) -> Self {
-        let after = Inner { fault: None, crashed: false, ..self.inner().clone() };
+        let mut after = Inner { fault: None, crashed: false, ..self.inner().clone() };
+        let mut dice = Dice(after.calls);
+        for image in after.files.values_mut() {
+            if let Some(change) = image.interrupted.take() {
+                image.make(change.begun(&mut dice));
+            }
+        }
         Self { inner: Arc::new(Mutex::new(after)) }
     }
 
@@ -292,6 +313,15 @@ impl MemoryStorage {
         image.durable = image.live.clone();
         image.changes.clear();
         Ok(())
+    }
+}
+
+impl Image {
+    fn make(&mut self, change: Option<Change>) {
+        if let Some(change) = change {
+            change.apply(&mut self.live);
+            self.changes.push(change);
+        }
     }
 }
 
@@ -438,14 +468,17 @@ fn place(at: u64) -> io::Result<usize> {
 impl MemoryFile {
     fn change(&self, change: Change) -> io::Result<()> {
         let mut inner = self.storage.inner();
-        // A write at which the power goes may be there in part, like one that was not synced.
+        let is_gone = inner.crashed;
         let needs_room = matches!(change, Change::Write { .. });
         let counted = if needs_room { inner.count_growth() } else { inner.count() };
+        let (crashed, mut dice) = (inner.crashed, Dice(inner.calls));
         let image = inner.image(self.id);
-        if counted.is_ok() {
-            change.apply(&mut image.live);
+        match counted {
+            Ok(()) => image.make(Some(change)),
+            Err(_) if is_gone => {}
+            Err(_) if crashed => image.interrupted = Some(change),
+            Err(_) => image.make(change.begun(&mut dice)),
         }
-        image.changes.push(change);
         counted
     }
 
@@ -514,5 +547,40 @@ impl StorageFile for MemoryFile {
         let mut bytes = vec![0; place(range.len())?];
         self.read_at(&mut bytes, range.start())?;
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a process finds that follows a killed one is what its first sync makes durable.
+    #[test]
+    fn a_write_that_a_kill_cuts_off_is_the_same_in_both_images() {
+        for fault in [Fault::Crash, Fault::Once] {
+            let storage = MemoryStorage::default();
+            storage.create_dir(Path::new("/d")).expect("a directory");
+            let path = Path::new("/d/f");
+            let file = storage.create(path).expect("a file");
+            file.write_at(&[1; 3000], 0).expect("written");
+            storage.sync_dir(Path::new("/d")).expect("synced");
+            storage.fail_after(0, fault);
+            file.write_at(&[2; 3000], 1000).expect_err("the chosen call");
+            let after = match fault {
+                Fault::Crash => storage.after_kill(),
+                Fault::Once => storage,
+            };
+            let file = after.open(path).expect("it is there");
+            let mut seen = vec![0; place(file.len().expect("a length")).expect("small")];
+            file.read_at(&mut seen, 0).expect("read");
+            assert!((3000..=4000).contains(&seen.len()), "up to a place: {}", seen.len());
+            file.datasync().expect("synced");
+            let durable = after.after_crash(7);
+            let file = durable.open(path).expect("it is there");
+            assert_eq!(file.len().expect("a length"), seen.len() as u64);
+            let mut kept = vec![0; seen.len()];
+            file.read_at(&mut kept, 0).expect("read");
+            assert_eq!(kept, seen);
+        }
     }
 }
