@@ -345,6 +345,26 @@ fn of_disk(device: u64, name: &str) -> Option<String> {
     Some(text.trim().to_owned())
 }
 
+/// The size with which a store is served, in bytes.
+///
+/// A mark has this one, and not the store's where that has got another one: the next agent has to
+/// find out what this one has not noticed any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// The volume's size.
+    pub size_bytes: u64,
+    /// Its unit; what a file has beyond whole ones is not served.
+    pub unit_bytes: u64,
+}
+
+impl Served {
+    fn as_served(self, mark: BackingMark) -> BackingMark {
+        let is_known =
+            (self.size_bytes..self.size_bytes + self.unit_bytes.max(1)).contains(&mark.size_bytes);
+        if is_known { mark } else { BackingMark { size_bytes: self.size_bytes, ..mark } }
+    }
+}
+
 /// Keeps the mark of a store that is served.
 pub struct MarkKeeper {
     backing: Backing,
@@ -372,12 +392,12 @@ impl MarkKeeper {
     /// # Errors
     /// The operating system's; the mark before then stays, which at worst makes the next agent
     /// compare the volume.
-    pub fn keep(&mut self, now: Duration) -> io::Result<()> {
+    pub fn keep(&mut self, now: Duration, served: Served) -> io::Result<()> {
         if now < self.next {
             return Ok(());
         }
         self.next = now + KEEP_EVERY;
-        let mark = self.backing.mark()?;
+        let mark = self.now(served)?;
         self.store(mark)
     }
 
@@ -385,8 +405,8 @@ impl MarkKeeper {
     ///
     /// # Errors
     /// The operating system's.
-    pub fn now(&self) -> io::Result<BackingMark> {
-        self.backing.mark()
+    pub fn now(&self, served: Served) -> io::Result<BackingMark> {
+        self.backing.mark().map(|mark| served.as_served(mark))
     }
 
     fn store(&mut self, mark: BackingMark) -> io::Result<()> {
@@ -406,11 +426,11 @@ impl MarkKeeper {
     ///
     /// # Errors
     /// The operating system's.
-    pub fn finish(&mut self, clock: &dyn Clock) -> io::Result<BackingMark> {
+    pub fn finish(&mut self, clock: &dyn Clock, served: Served) -> io::Result<BackingMark> {
         // The times of a file have to be as durable as what they tell about.
         self.backing.settle()?;
         clock.sleep(TICK);
-        let mark = self.backing.mark()?;
+        let mark = self.now(served)?;
         self.store(mark.clone())?;
         Ok(mark)
     }

@@ -30,6 +30,12 @@ pub struct VolumeState {
     pub volume: VolumeId,
     /// Numbers below this one may have been used.
     pub reserved_until: Seq,
+    /// Every record up to here was claimed before this state was kept. A machine that is put back
+    /// to this state, or loses its power, may know nothing of the ones behind it.
+    pub known: Seq,
+    /// The collector has to be asked what the records behind this one have changed: this machine
+    /// lost its power, or was put back, and no copy has ended since.
+    pub unsure_after: Option<Seq>,
     /// The collector's copy that the volume was sent to; `NIL` when to none.
     pub journal: JournalId,
     /// The timeline on which it was sent.
@@ -95,6 +101,10 @@ struct Document {
     version: u32,
     volume: String,
     reserved_until: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    known: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unsure_after: Option<u64>,
     journal: String,
     timeline: u32,
     epoch: u64,
@@ -184,6 +194,8 @@ impl StateFile {
         Ok(Some(VolumeState {
             volume: document.volume.parse().map_err(|e| id(&e))?,
             reserved_until: Seq(document.reserved_until),
+            known: Seq(document.known.unwrap_or(0)),
+            unsure_after: document.unsure_after.map(Seq),
             journal: document.journal.parse().map_err(|e| id(&e))?,
             timeline: Timeline(document.timeline),
             epoch: Epoch(document.epoch),
@@ -206,6 +218,8 @@ impl StateFile {
             version: FORMAT_VERSION,
             volume: state.volume.to_string(),
             reserved_until: state.reserved_until.0,
+            known: Some(state.known.0),
+            unsure_after: state.unsure_after.map(|seq| seq.0),
             journal: state.journal.to_string(),
             timeline: state.timeline.0,
             epoch: state.epoch.0,
@@ -301,6 +315,8 @@ mod tests {
         VolumeState {
             volume: VolumeId::from_random([1; 16]),
             reserved_until: Seq(SEQ_RESERVATION),
+            known: Seq(16),
+            unsure_after: Some(Seq(12)),
             journal: JournalId::NIL,
             timeline: Timeline(1),
             epoch: Epoch(3),

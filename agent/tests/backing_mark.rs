@@ -11,13 +11,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use tidemark_agent::backing_mark::{
-    Backing, Change, Ending, MarkKeeper, STALE, STALE_IN_BOOT, judge,
+    Backing, Change, Ending, MarkKeeper, STALE, STALE_IN_BOOT, Served, judge,
 };
 use tidemark_agent::clock::SystemClock;
 use tidemark_agent::state::BackingMark;
 use tidemark_wire::WallMicros;
 
 const SIZE: u64 = 1 << 20;
+const SERVED: Served = Served { size_bytes: SIZE, unit_bytes: 512 };
 const BOOT: [u8; 16] = [1; 16];
 /// Beyond what counts as the killed agent's own last write.
 const LATER: Duration = Duration::from_millis(150);
@@ -47,7 +48,7 @@ fn file() -> (TempDir, PathBuf, BackingMark) {
     let backing = Backing::open(&path, BOOT).unwrap();
     backing.name_generation([9; 16]).unwrap();
     let mut keeper = MarkKeeper::new(backing, dir.path().join("last.mark"));
-    let mark = keeper.finish(&SystemClock::default()).unwrap();
+    let mark = keeper.finish(&SystemClock::default(), SERVED).unwrap();
     (dir, path, mark)
 }
 
@@ -139,17 +140,36 @@ fn a_mark_of_a_running_agent_is_found_by_the_next_one() {
     let place = dir.path().join("disk.mark");
     assert_eq!(MarkKeeper::found(&place), None);
     let mut keeper = MarkKeeper::new(Backing::open(&path, BOOT).unwrap(), place.clone());
-    keeper.keep(Duration::ZERO).unwrap();
+    keeper.keep(Duration::ZERO, SERVED).unwrap();
     assert_eq!(MarkKeeper::found(&place), Some(was.clone()));
     edit(&path);
-    keeper.keep(Duration::from_millis(999)).unwrap();
+    keeper.keep(Duration::from_millis(999), SERVED).unwrap();
     assert_eq!(MarkKeeper::found(&place), Some(was), "not yet time");
-    keeper.keep(Duration::from_secs(1)).unwrap();
+    keeper.keep(Duration::from_secs(1), SERVED).unwrap();
     assert_eq!(MarkKeeper::found(&place), Some(mark(&path, BOOT)));
     fs::write(&place, "cut o").unwrap();
     assert_eq!(MarkKeeper::found(&place), None, "nothing to be relied on");
     keeper.discard();
     assert!(!place.exists());
+}
+
+/// A disk that was cut while no agent served it, and has grown to what it was before the one that
+/// serves it since has looked again: a kill in between may not hide that.
+#[test]
+fn a_mark_has_the_size_that_is_served() {
+    let (dir, path, _) = file();
+    let mut keeper = MarkKeeper::new(Backing::open(&path, BOOT).unwrap(), dir.path().join("mark"));
+    let cut = Served { size_bytes: SIZE - 4096, ..SERVED };
+    keeper.keep(Duration::ZERO, cut).unwrap();
+    let kept = MarkKeeper::found(&dir.path().join("mark")).unwrap();
+    let killed = Ending::Killed { last_record: now() };
+    let resized = Change::Resized { was: SIZE - 4096, is: SIZE, only_size: false };
+    assert_eq!(judge(Some(&kept), &mark(&path, BOOT), killed), Some(resized.clone()));
+    let stopped = keeper.finish(&SystemClock::default(), cut).unwrap();
+    assert_eq!(judge(Some(&stopped), &mark(&path, BOOT), Ending::Clean), Some(resized));
+    // What is less than a unit is never served, and no change.
+    let odd = Served { size_bytes: SIZE - 4096, unit_bytes: 8192 };
+    assert_eq!(keeper.now(odd).unwrap().size_bytes, SIZE);
 }
 
 /// A loop device, detached at the end.

@@ -65,6 +65,8 @@ struct Connection {
     stream: UnixStream,
     hello: Hello,
     body: Vec<u8>,
+    /// What the welcome says of it.
+    unsure: Vec<(u64, u64)>,
 }
 
 impl Connection {
@@ -72,7 +74,7 @@ impl Connection {
         let mut stream = connections.recv_timeout(PATIENCE).unwrap();
         let mut body = Vec::new();
         assert_eq!(receive_frame(&mut stream, &mut body).unwrap(), FrameKind::Hello);
-        Self { stream, hello: Hello::decode(&body).unwrap(), body }
+        Self { stream, hello: Hello::decode(&body).unwrap(), body, unsure: Vec::new() }
     }
 
     fn send(&mut self, kind: FrameKind, encode: impl FnOnce(&mut Vec<u8>)) {
@@ -100,6 +102,7 @@ impl Connection {
             size_bytes: self.hello.size_bytes,
             lineage: Lineage::Same,
             compare: false,
+            unsure: self.unsure.clone(),
         };
         self.send(FrameKind::Welcome, |body| welcome.encode(body));
     }
@@ -152,6 +155,11 @@ fn agent() -> Agent {
 
 /// The same; numbers before `first` are a predecessor's.
 fn agent_from(first: u64) -> Agent {
+    agent_with(first, |_| ())
+}
+
+/// The same, with another state.
+fn agent_with(first: u64, change: impl FnOnce(&mut VolumeState)) -> Agent {
     let dir = tempfile::tempdir().unwrap();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     let volume = VolumeId::from_bytes([7; 16]);
@@ -162,9 +170,11 @@ fn agent_from(first: u64) -> Agent {
     let capture = Arc::new(Capture::new("data".into(), ring, intent));
     capture.set_size(DISK_BYTES);
     let file = StateFile::new(dir.path(), "data");
-    let state = VolumeState {
+    let mut state = VolumeState {
         volume,
         reserved_until: Seq(1 << 40),
+        known: Seq(0),
+        unsure_after: None,
         journal: JOURNAL,
         timeline: Timeline(1),
         epoch: Epoch(1),
@@ -176,6 +186,7 @@ fn agent_from(first: u64) -> Agent {
         last_time: WallMicros(0),
         backing: None,
     };
+    change(&mut state);
     file.store(&state).unwrap();
     let state = Arc::new(KeptState::new(file, state));
     flushes(&capture, 3);
@@ -238,6 +249,46 @@ fn what_continues_nothing_stays_back_also_in_the_session_after_the_next() {
     gap(&agent.capture);
     let sent = second.records(PATIENCE);
     assert_eq!(sent, Some((300, vec![RecordKind::Gap])));
+    agent.stop();
+}
+
+#[test]
+fn what_is_dropped_does_not_count_as_acknowledged() {
+    let agent = agent();
+    let mut first = Connection::accept(&agent.connections);
+    first.welcome(300);
+    wait_for("the numbers are raised", || agent.capture.ring().next_seq() > Seq(300));
+    flushes(&agent.capture, 3);
+    wait_for("what continues nothing is dropped", || {
+        agent.capture.ring().released_seq() > Seq(300)
+    });
+    drop(first);
+    let mut second = Connection::accept(&agent.connections);
+    assert_eq!(second.hello.released, Seq(300), "the collector would be told that it lost some");
+    second.welcome(300);
+    agent.stop();
+}
+
+#[test]
+fn what_this_machine_may_not_remember_is_asked_for_once_and_compared() {
+    let agent = agent();
+    let first = Connection::accept(&agent.connections);
+    assert_eq!(first.hello.unsure_after, None);
+    drop(first);
+    let agent = {
+        agent.stop();
+        agent_with(4, |state| state.unsure_after = Some(Seq(2)))
+    };
+    let mut first = Connection::accept(&agent.connections);
+    assert_eq!(first.hello.unsure_after, Some(Seq(2)));
+    first.unsure = vec![(4096, 512)];
+    first.welcome(3);
+    wait_for_doubt(&agent.capture);
+    drop(first);
+    let second = Connection::accept(&agent.connections);
+    assert_eq!(second.hello.unsure_after, None, "it is marked by now");
+    assert_eq!(agent.state.get().unsure_after, Some(Seq(2)), "a kill would lose that");
+    drop(second);
     agent.stop();
 }
 
@@ -336,7 +387,7 @@ fn sessions_that_are_ended_at_once_come_more_and_more_seldom() {
         let mut body = Vec::new();
         receive_frame(&mut connection, &mut body).unwrap();
         let hello = Hello::decode(&body).unwrap();
-        let mut connection = Connection { stream: connection, hello, body };
+        let mut connection = Connection { stream: connection, hello, body, unsure: Vec::new() };
         connection.welcome(0);
         let refuse = Refuse { reason: RefuseReason::Unavailable, text };
         connection.send(FrameKind::Refuse, |body| refuse.encode(body));

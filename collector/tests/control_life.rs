@@ -250,7 +250,7 @@ fn a_volume_ends_in_two_steps_and_comes_back_anew() {
     refused(client.forget_agent("x"), ErrorKind::NotFound, "tidemark agent list");
 
     let mut agent = Agent::open(&daemon.ingest, &hello(1));
-    assert_eq!(agent.welcome.unwrap().durable.0, 0, "nothing of its past is left");
+    assert_eq!(agent.welcome.clone().unwrap().durable.0, 0, "nothing of its past is left");
     agent.copy(&mut Model::new());
     assert!(client.agents().unwrap()[0].connected);
 

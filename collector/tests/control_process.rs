@@ -92,7 +92,7 @@ fn a_kill_loses_nothing_that_was_acknowledged_and_a_stop_is_clean() {
         let process = Process::start(dir.path());
         let mut agent = Agent::open(&ingest, &hello(1));
         if let Some(durable) = durable {
-            assert!(agent.welcome.unwrap().durable >= durable);
+            assert!(agent.welcome.clone().unwrap().durable >= durable);
         } else {
             agent.copy(&mut model);
         }
@@ -106,7 +106,7 @@ fn a_kill_loses_nothing_that_was_acknowledged_and_a_stop_is_clean() {
     }
     let process = Process::start(dir.path());
     let agent = Agent::open(&ingest, &hello(1));
-    assert!(agent.welcome.unwrap().durable >= durable.unwrap());
+    assert!(agent.welcome.clone().unwrap().durable >= durable.unwrap());
     let (status, log) = process.end(Signal::SIGTERM);
     assert_eq!(status, Some(0), "{log}");
     assert!(log.contains("stopped") && !log.contains('\x1b'), "{log}");

@@ -101,7 +101,7 @@ fn exactly_the_leaves_that_differ_are_told_also_within_a_span() {
     // The question of the next session is answered as well, and a copy's end changes nothing.
     drop(agent);
     let mut agent = Agent::open(&daemon.ingest, &hello(1));
-    assert_eq!(agent.welcome.unwrap().span_open, begin);
+    assert_eq!(agent.welcome.clone().unwrap().span_open, begin);
     assert_eq!(ask(&mut agent, &question(&other, begin)), differ);
     agent.send_changes(&[resync(RecordKind::ResyncEnd)]);
     agent.wait_durable();
@@ -200,7 +200,7 @@ fn volume_of(data_dir: &Path, changes: &[Change]) -> Arc<Volume<RealStorage>> {
     let opening =
         Opening { hello, peer: "test".into(), now: Duration::from_secs(1000), port: port.clone() };
     core.handle(Command::Open(Box::new(opening)));
-    let epoch = port.0.lock().unwrap().unwrap().epoch;
+    let epoch = port.0.lock().unwrap().clone().unwrap().epoch;
     for (number, one) in (1u64..).zip(changes) {
         let mut bytes = Vec::new();
         record::encode(&one.spec, Seq(number), time_of(Seq(number)), &one.payload, &mut bytes);

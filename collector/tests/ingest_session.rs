@@ -5,7 +5,7 @@
 mod ingest_support;
 
 use ingest_support::{
-    Agent, Change, Daemon, Model, VOLUME_BYTES, change, expect_refusal, hello, write,
+    Agent, Change, Daemon, Model, VOLUME_BYTES, change, expect_refusal, hello, resync, write,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config as RunConfig, TestRunner};
@@ -67,23 +67,23 @@ fn a_volume_has_the_size_that_its_newest_durable_record_made() {
         let seq = agent.send_changes(&[resize(old, new), last]);
         states.push((seq, model.0.clone()));
         agent.wait_durable();
-        (told.size_bytes, told.epoch) = (old, agent.welcome.unwrap().epoch);
+        (told.size_bytes, told.epoch) = (old, agent.welcome.clone().unwrap().epoch);
         agent = Agent::open(&daemon.ingest, &told);
-        assert_eq!(agent.welcome.unwrap().size_bytes, new);
+        assert_eq!(agent.welcome.clone().unwrap().size_bytes, new);
         assert_eq!(daemon.client().volume("disk1").unwrap().size_bytes, new);
     }
     agent.send_changes(&[write(GROWN, vec![1; 512])]);
     expect_refusal(&mut agent, RefuseReason::Protocol, "of a volume of");
-    told.epoch = agent.welcome.unwrap().epoch;
+    told.epoch = agent.welcome.clone().unwrap().epoch;
     let mut agent = Agent::open(&daemon.ingest, &told);
     agent.send_changes(&[resize(CUT, VOLUME_BYTES)]);
     expect_refusal(&mut agent, RefuseReason::Protocol, "but it has");
-    told.epoch = agent.welcome.unwrap().epoch;
+    told.epoch = agent.welcome.clone().unwrap().epoch;
     daemon.stop();
 
     let daemon = Daemon::start(dir.path());
     let agent = Agent::open(&daemon.ingest, &told);
-    assert_eq!(agent.welcome.unwrap().size_bytes, GROWN);
+    assert_eq!(agent.welcome.clone().unwrap().size_bytes, GROWN);
     let events = daemon.client().events(0).unwrap();
     let of_size = events.iter().filter(|event| event.message.contains("volume disk1 "));
     let said: Vec<_> = of_size.map(|event| event.message.split(" at ").next().unwrap()).collect();
@@ -102,6 +102,31 @@ fn a_volume_has_the_size_that_its_newest_durable_record_made() {
 }
 
 #[test]
+fn an_agent_that_may_have_been_put_back_hears_what_changed_since() {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(dir.path());
+    let told = Hello { size_bytes: 64 * MIB, ..hello(1) };
+    let mut agent = Agent::open(&daemon.ingest, &told);
+    agent.send_changes(&[resync(RecordKind::ResyncBegin), resync(RecordKind::ResyncEnd)]);
+    let known = agent.send_changes(&[write(40 * MIB, vec![1; 512])]);
+    let trim = change(RecordKind::Trim, 20 * MIB, 3 * MIB, Vec::new());
+    agent.send_changes(&[write(5 * MIB + 512, vec![2; 512]), trim]);
+    let newest = agent.send_changes(&[write(6 * MIB, vec![3; 512])]);
+    agent.wait_durable();
+    let ask = |unsure_after| {
+        let agent = Agent::open(&daemon.ingest, &Hello { unsure_after, ..told.clone() });
+        agent.welcome.unwrap().unsure
+    };
+    assert_eq!(ask(None), []);
+    assert_eq!(ask(Some(newest)), []);
+    assert_eq!(ask(Some(known)), [(5 * MIB, 2 * MIB), (20 * MIB, 3 * MIB)]);
+    assert_eq!(ask(Some(Seq(newest.0 - 1))), [(6 * MIB, MIB)]);
+    assert_eq!(ask(Some(Seq(0))).len(), 3);
+    daemon.stop();
+}
+
+#[test]
 fn what_is_acknowledged_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = Model::new();
@@ -109,7 +134,7 @@ fn what_is_acknowledged_is_there_after_a_restart() {
 
     let daemon = Daemon::start(dir.path());
     let mut agent = Agent::open(&daemon.ingest, &hello(1));
-    let first = agent.welcome.unwrap();
+    let first = agent.welcome.clone().unwrap();
     assert_eq!((first.durable, first.epoch), (Seq(0), Epoch(1)));
     agent.copy(&mut model);
     for round in 0..5u8 {
@@ -128,7 +153,7 @@ fn what_is_acknowledged_is_there_after_a_restart() {
 
     let daemon = Daemon::start(dir.path());
     let mut agent = Agent::open(&daemon.ingest, &hello(1));
-    let second = agent.welcome.unwrap();
+    let second = agent.welcome.clone().unwrap();
     assert_eq!((second.durable, second.journal), (durable, first.journal));
     assert!(second.epoch > first.epoch);
     let changes = [write(1 << 20, vec![0xaa; 256 << 10])];
@@ -188,13 +213,13 @@ fn a_newer_session_fences_the_older_one() {
     let mut new = Agent::open(&daemon.ingest, &hello(1));
     let refusal = old.wait_refusal();
     assert_eq!(refusal.reason, RefuseReason::Fenced);
-    assert_eq!(new.welcome.unwrap().durable, old.last);
+    assert_eq!(new.welcome.clone().unwrap().durable, old.last);
     // Records with the old epoch do not get in on the new connection either.
     let (body, _) = old.body(&[write(0, vec![9; 512])], 3);
     new.send(FrameKind::Records, &body);
     expect_refusal(&mut new, RefuseReason::Protocol, "epoch");
     let mut third = Agent::open(&daemon.ingest, &hello(1));
-    assert_eq!(third.welcome.unwrap().durable, old.last);
+    assert_eq!(third.welcome.clone().unwrap().durable, old.last);
     third.send_changes(&[write(0, vec![1; 512])]);
     third.wait_durable();
     daemon.stop();
@@ -239,7 +264,7 @@ fn damage_and_what_does_not_fit_is_refused() {
     expect_refusal(&mut agent, RefuseReason::Damaged, "payload of record");
 
     let mut agent = Agent::open(&daemon.ingest, &hello(1));
-    assert_eq!(agent.welcome.unwrap().durable, durable);
+    assert_eq!(agent.welcome.clone().unwrap().durable, durable);
     agent.send_changes(&[write(VOLUME_BYTES - 512, vec![1; 1024])]);
     expect_refusal(&mut agent, RefuseReason::Protocol, "ends at byte");
 
@@ -378,7 +403,7 @@ fn a_collector_that_was_put_back_knows_it_from_what_the_agent_remembers() {
     let daemon = Daemon::start(dir.path());
     let mut agent = Agent::open(&daemon.ingest, &hello(1));
     agent.copy(&mut Model::new());
-    let (journal, last) = (agent.welcome.unwrap().journal, agent.last);
+    let (journal, last) = (agent.welcome.clone().unwrap().journal, agent.last);
     let known = Hello { journal, released: last, newest: last, ..hello(1) };
     for (released, epoch, lineage) in [
         (last, 1, Lineage::Same),
@@ -391,7 +416,7 @@ fn a_collector_that_was_put_back_knows_it_from_what_the_agent_remembers() {
             &daemon.ingest,
             &Hello { released, newest, epoch: Epoch(epoch), ..known.clone() },
         );
-        let welcome = agent.welcome.unwrap();
+        let welcome = agent.welcome.clone().unwrap();
         assert_eq!(welcome.lineage, lineage, "{released} {epoch}");
         assert!(welcome.epoch > Epoch(epoch), "numbers of sessions are never used again");
     }
@@ -419,10 +444,10 @@ fn an_agent_that_cannot_keep_its_map_is_told_to_compare_until_it_has() {
         daemon.stop();
         daemon = Daemon::start(dir.path());
         let mut again = Agent::open(&daemon.ingest, &hello(1));
-        assert!(again.welcome.unwrap().compare, "kept through a restart");
+        assert!(again.welcome.clone().unwrap().compare, "kept through a restart");
         say(&mut again, state, false);
         let third = Agent::open(&daemon.ingest, &hello(1));
-        assert_eq!(third.welcome.unwrap().compare, is_kept, "{state:?}");
+        assert_eq!(third.welcome.clone().unwrap().compare, is_kept, "{state:?}");
     }
     daemon.stop();
 }

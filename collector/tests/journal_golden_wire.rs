@@ -41,6 +41,7 @@ fn hello() -> Hello {
         block_bytes: 512,
         name: "mail, root disk".into(),
         run: AgentRun([1, 2, 3, 4, 5, 6]),
+        unsure_after: Some(Seq(0x1F)),
     }
 }
 
@@ -57,6 +58,7 @@ fn welcome() -> Welcome {
         size_bytes: 1 << 30,
         lineage: Lineage::CollectorOlder,
         compare: true,
+        unsure: vec![(1 << 20, 3 << 20), (1 << 29, 512)],
     }
 }
 

@@ -73,7 +73,7 @@ fn a_volume_begins_with_an_image_and_its_agent_sends_what_differs() {
     let mut first = Agent::open(&daemon.ingest, &hello(1));
     first.send_changes(&[resync(RecordKind::ResyncBegin), write(0, vec![1; 100_000])]);
     first.wait_durable();
-    let before = first.welcome.unwrap();
+    let before = first.welcome.clone().unwrap();
     assert!(!before.seeded);
 
     let job = finished(&client, seed(&client, &image).unwrap());
@@ -84,7 +84,7 @@ fn a_volume_begins_with_an_image_and_its_agent_sends_what_differs() {
     let known =
         Hello { journal: before.journal, released: first.last, newest: first.last, ..hello(1) };
     let mut agent = Agent::open(&daemon.ingest, &known);
-    let welcome = agent.welcome.unwrap();
+    let welcome = agent.welcome.clone().unwrap();
     assert!(welcome.seeded && welcome.journal != before.journal);
     assert_eq!((welcome.durable, welcome.span_open), (Seq(0), Seq(0)));
     let changes = [
@@ -105,7 +105,7 @@ fn a_volume_begins_with_an_image_and_its_agent_sends_what_differs() {
     let daemon = Daemon::start(dir.path());
     assert!(reads_as(&daemon.client(), dir.path(), "latest") == model.0);
     let agent = Agent::open(&daemon.ingest, &hello(1));
-    assert!(!agent.welcome.unwrap().seeded, "there are records now");
+    assert!(!agent.welcome.clone().unwrap().seeded, "there are records now");
     daemon.stop();
 }
 

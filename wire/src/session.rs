@@ -28,7 +28,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::body::{GapReason, cut, take_text, text_len};
-use crate::error::DecodeError;
+use crate::error::{DecodeError, DecodeErrorKind};
 use crate::frame::WIRE_VERSION;
 use crate::id::{AgentId, AgentRun, Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 use crate::limits::{COUNTER_MAX, NAME_BYTES_MAX, TEXT_BYTES_MAX, VOLUME_BYTES_MAX};
@@ -63,7 +63,14 @@ pub struct Hello {
     pub name: String,
     /// Which run of the agent sends: a session of the same run is a connection that it lost.
     pub run: AgentRun,
+    /// The agent's machine lost its power, or may have been put back to an older state: records
+    /// behind this one may be ones that it does not remember, and whose regions have no bit in its
+    /// write-intent log. [`Welcome::unsure`] names them.
+    pub unsure_after: Option<Seq>,
 }
+
+/// Bit of the hello's flags: [`Hello::unsure_after`] is given.
+const FLAG_UNSURE: u32 = 1;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -82,8 +89,9 @@ struct HelloFixed {
     newest: U64,
     name_bytes: U16,
     run: [u8; 6],
+    unsure_after: U64,
 }
-const _: () = assert!(size_of::<HelloFixed>() == 104);
+const _: () = assert!(size_of::<HelloFixed>() == 112);
 
 impl Hello {
     /// Appends the body.
@@ -92,7 +100,7 @@ impl Hello {
         let fixed = HelloFixed {
             version_min: WIRE_VERSION.into(),
             version_max: WIRE_VERSION.into(),
-            flags: 0.into(),
+            flags: self.unsure_after.map_or(0, |_| FLAG_UNSURE).into(),
             agent: self.agent.to_bytes(),
             volume: self.volume.to_bytes(),
             journal: self.journal.to_bytes(),
@@ -104,6 +112,7 @@ impl Hello {
             newest: self.newest.0.into(),
             name_bytes: text_len(name),
             run: self.run.0,
+            unsure_after: self.unsure_after.map_or(0, |seq| seq.0).into(),
         };
         out.extend_from_slice(fixed.as_bytes());
         out.extend_from_slice(name.as_bytes());
@@ -129,7 +138,8 @@ impl Hello {
             let detail = format!("newest record {newest} before the released one {released}");
             return Err(DecodeError::field(WHAT, detail));
         }
-        check_counters(WHAT, &[newest.0, fixed.epoch.get()])?;
+        check_counters(WHAT, &[newest.0, fixed.epoch.get(), fixed.unsure_after.get()])?;
+        let is_unsure = fixed.flags.get() & FLAG_UNSURE != 0;
         let (name, _) = take_text(WHAT, rest, fixed.name_bytes.get(), NAME_BYTES_MAX)?;
         Ok(Self {
             agent: AgentId::from_bytes(fixed.agent),
@@ -143,6 +153,7 @@ impl Hello {
             block_bytes: fixed.block_bytes.get(),
             name,
             run: AgentRun(fixed.run),
+            unsure_after: is_unsure.then(|| Seq(fixed.unsure_after.get())),
         })
     }
 }
@@ -161,7 +172,7 @@ pub enum Lineage {
 }
 
 /// The collector's answer to [`Hello`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcome {
     /// Identity of the collector's copy.
     pub journal: JournalId,
@@ -189,7 +200,13 @@ pub struct Welcome {
     /// The agent has told in an earlier session that what it keeps of the differences is not to be
     /// relied on by its next start ([`Standing::compare_next`]).
     pub compare: bool,
+    /// Ranges (first byte and length) that cover what the durable records behind
+    /// [`Hello::unsure_after`] have changed; none when that was not given.
+    pub unsure: Vec<(u64, u64)>,
 }
+
+/// Ranges that one [`Welcome`] names, at most.
+pub const UNSURE_RANGES_MAX: usize = 4096;
 
 /// Bit of the welcome's flags: [`Welcome::seeded`].
 const FLAG_SEEDED: u16 = 1;
@@ -211,7 +228,7 @@ struct WelcomeFixed {
     durable: U64,
     span_open: U64,
     window_bytes: U32,
-    reserved: U32,
+    range_count: U32,
     last_time_us: U64,
     size_bytes: U64,
 }
@@ -219,7 +236,11 @@ const _: () = assert!(size_of::<WelcomeFixed>() == 72);
 
 impl Welcome {
     /// Appends the body.
+    ///
+    /// # Panics
+    /// With more than [`UNSURE_RANGES_MAX`] ranges: a programmer's mistake.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        assert!(self.unsure.len() <= UNSURE_RANGES_MAX, "ranges of a welcome");
         let lineage = match self.lineage {
             Lineage::Same => 0,
             Lineage::SourceOlder => FLAG_SOURCE_OLDER,
@@ -236,20 +257,24 @@ impl Welcome {
             durable: self.durable.0.into(),
             span_open: self.span_open.0.into(),
             window_bytes: self.window_bytes.into(),
-            reserved: 0.into(),
+            range_count: u32::try_from(self.unsure.len()).expect("they are few").into(),
             last_time_us: self.last_time.0.into(),
             size_bytes: self.size_bytes.into(),
         };
         out.extend_from_slice(fixed.as_bytes());
+        for (start, len) in &self.unsure {
+            out.extend_from_slice(&start.to_le_bytes());
+            out.extend_from_slice(&len.to_le_bytes());
+        }
     }
 
     /// Decodes a body.
     ///
     /// # Errors
-    /// `Truncated` or `Field`.
+    /// `Truncated`, `Field` or `Limit`.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         const WHAT: &str = "welcome";
-        let (fixed, _) = WelcomeFixed::ref_from_prefix(bytes)
+        let (fixed, rest) = WelcomeFixed::ref_from_prefix(bytes)
             .map_err(|_| DecodeError::truncated(WHAT, bytes.len(), size_of::<WelcomeFixed>()))?;
         if fixed.version.get() != WIRE_VERSION {
             let detail = format!("the collector chose version {}", fixed.version);
@@ -266,6 +291,7 @@ impl Welcome {
             FLAG_COLLECTOR_OLDER => Lineage::CollectorOlder,
             _ => return Err(DecodeError::field(WHAT, "both sides remember less")),
         };
+        let unsure = decode_ranges(WHAT, rest, fixed.range_count.get() as usize)?;
         Ok(Self {
             journal: JournalId::from_bytes(fixed.journal),
             timeline: Timeline(fixed.timeline.get()),
@@ -278,8 +304,30 @@ impl Welcome {
             size_bytes: fixed.size_bytes.get(),
             lineage,
             compare: flags & FLAG_COMPARE != 0,
+            unsure,
         })
     }
+}
+
+fn decode_ranges(
+    what: &'static str,
+    bytes: &[u8],
+    count: usize,
+) -> Result<Vec<(u64, u64)>, DecodeError> {
+    if count > UNSURE_RANGES_MAX {
+        return Err(DecodeError::new(DecodeErrorKind::Limit, what, format!("{count} ranges")));
+    }
+    let (ranges, _) = <[[U64; 2]]>::ref_from_prefix_with_elems(bytes, count)
+        .map_err(|_| DecodeError::truncated(what, bytes.len(), count * size_of::<[U64; 2]>()))?;
+    let decoded = ranges.iter().map(|[start, len]| {
+        let (start, len) = (start.get(), len.get());
+        if start > VOLUME_BYTES_MAX || len > VOLUME_BYTES_MAX - start {
+            let detail = format!("{len} bytes at byte {start} of a volume");
+            return Err(DecodeError::field(what, detail));
+        }
+        Ok((start, len))
+    });
+    decoded.collect()
 }
 
 /// Refuses numbers (and times) from which a receiver could not go on counting.

@@ -15,6 +15,7 @@ fn welcome(durable: u64) -> Welcome {
         size_bytes: 1 << 20,
         lineage: Lineage::Same,
         compare: false,
+        unsure: Vec::new(),
     }
 }
 
@@ -65,6 +66,43 @@ fn a_welcome_says_who_remembers_less_and_never_that_both_do() {
     let mut both = encoded(|out| welcome(3).encode(out));
     both[2] = 6;
     assert!(Welcome::decode(&both).is_err());
+}
+
+#[test]
+fn a_hello_asks_and_a_welcome_says_what_an_agent_may_not_remember() {
+    for unsure_after in [None, Some(Seq(0)), Some(Seq(COUNTER_MAX))] {
+        let wanted = Hello {
+            agent: AgentId::from_bytes([1; 16]),
+            volume: VolumeId::from_bytes([2; 16]),
+            journal: JournalId::NIL,
+            timeline: Timeline(1),
+            epoch: Epoch(1),
+            released: Seq(0),
+            newest: Seq(0),
+            size_bytes: 1 << 20,
+            block_bytes: 512,
+            name: "data".into(),
+            run: AgentRun::default(),
+            unsure_after,
+        };
+        assert_eq!(Hello::decode(&encoded(|out| wanted.encode(out))), Ok(wanted));
+    }
+    let ranges = |count: u64| (0..count).map(|n| (n << 20, 4096)).collect::<Vec<_>>();
+    for count in [0, 1, UNSURE_RANGES_MAX as u64] {
+        let wanted = Welcome { unsure: ranges(count), ..welcome(3) };
+        let body = encoded(|out| wanted.encode(out));
+        assert_eq!(Welcome::decode(&body), Ok(wanted));
+        assert!(Welcome::decode(&body[..body.len() - 1]).is_err(), "cut off");
+    }
+    let end = VOLUME_BYTES_MAX;
+    for (range, is_good) in [((end - 1, 1), true), ((end, 1), false), ((1, u64::MAX), false)] {
+        let body = encoded(|out| Welcome { unsure: vec![range], ..welcome(3) }.encode(out));
+        assert_eq!(Welcome::decode(&body).is_ok(), is_good, "{range:?}");
+    }
+    let mut many = encoded(|out| Welcome { unsure: ranges(4096), ..welcome(3) }.encode(out));
+    many[52] += 1;
+    many.extend([0; 16]);
+    assert_eq!(Welcome::decode(&many).expect_err("too many").kind, DecodeErrorKind::Limit);
 }
 
 #[test]

@@ -92,6 +92,8 @@ impl<'a, S: Store, T: Timer> Hasher<'a, S, T> {
     pub(super) async fn leaves(&self, piece: ByteRange, leaves: &mut Vec<LeafHash>) {
         let mut chunk = self.buffers.take().await;
         chunk.truncate(in_memory(piece.len()));
+        // A page that a failed flush has left behind shows what the disk does not hold.
+        self.volume.units().store().uncache(piece);
         match self.volume.units().read(piece.start(), chunk).await {
             Ok(chunk) => leaves.extend(chunk.as_slice().chunks(LEAF_USIZE).map(leaf_hash)),
             Err(_) => leaves.extend(leaves_of(piece).map(|_| LeafHash::UNKNOWN)),

@@ -4,8 +4,12 @@
 //! agent's in the volume's state file. They are reserved when half of a reservation is left, and
 //! every [`RESERVE_EVERY`] in which there were records; from then on only numbers behind the former
 //! reservation are given. So a state file that is put back to an older one, with its machine or
-//! without it, is noticed: the collector then holds a number that this state had not reserved. What
-//! came in the last [`RESERVE_EVERY`] before that state was taken is the same in both.
+//! without it, is noticed: the collector then holds a number that this state had not reserved. A
+//! machine that is put back by less than [`RESERVE_EVERY`] looks like one that lost its power. So
+//! each reservation also keeps which records were claimed before it ([`VolumeState::known`]); after
+//! a power cut the collector says what those behind have changed, and that is compared as well.
+//!
+//! [`VolumeState::known`]: crate::state::VolumeState::known
 
 use std::time::Duration;
 
@@ -47,6 +51,7 @@ impl Numbers {
         let last_time = ring.last_time();
         let kept = state.update(|state| {
             state.reserved_until = until;
+            state.known = Seq(next.0 - 1);
             state.last_time = state.last_time.max(last_time);
         });
         match kept {

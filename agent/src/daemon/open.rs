@@ -21,6 +21,7 @@ use tidemark_wire::{Epoch, JournalId, Seq, Timeline, VolumeId, WallMicros};
 use super::holder;
 use super::log_files::StateDirLog;
 use super::restart::{self, Restart, Started};
+use super::running::served;
 use crate::backing_mark::{self, Backing, Change, Ending, MarkKeeper, STALE, STALE_IN_BOOT};
 use crate::capture::Capture;
 use crate::clock::Clock;
@@ -118,8 +119,8 @@ fn open_locked(
             // Nobody has written anything; what is kept of the volume holds as before, but a log
             // that was made anew has no bits of before.
             let kept = state.update(|state| {
-                let VolumeState { reserved_until, covered, .. } = *state;
-                *state = VolumeState { reserved_until, covered, ..was };
+                let VolumeState { reserved_until, unsure_after, covered, .. } = *state;
+                *state = VolumeState { reserved_until, unsure_after, covered, ..was };
             });
             if let Err(error) = kept {
                 tracing::warn!(volume = name, "{error}; its next start compares the volume");
@@ -149,7 +150,8 @@ fn open_volume(
     let (volume, started) = executor.block_on(open_on(store, left, clock, look))?;
     let mut mark = keeper.expect("a volume is opened after a look at its backing store");
     // From here on a kill is told from a mark of this start.
-    mark.keep(clock.monotonic()).with_context(|| format!("keep {}", mark_path.display()))?;
+    mark.keep(clock.monotonic(), served(&volume))
+        .with_context(|| format!("keep {}", mark_path.display()))?;
     Ok((volume, started, mark))
 }
 
@@ -171,6 +173,11 @@ pub async fn open_on<S: Store, L: LogFiles<Store = S>>(
     let first = if planted::is(Bug::NumberReused) { Seq(1) } else { first };
     let (ring, recovery) = open_ring(&left.ring, name, first, clock)?;
     let restart = Restart::of(left.was, recovery.is_some());
+    if restart == Restart::PowerCut {
+        state.update(|state| {
+            state.unsure_after = Some(state.unsure_after.unwrap_or(state.known).min(state.known));
+        })?;
+    }
     let change = look(&ring, restart)?;
     ring.set_seq_limit(now.reserved_until);
     ring.raise_time(now.last_time);
@@ -266,6 +273,8 @@ pub fn new_state(volume: VolumeId) -> VolumeState {
     VolumeState {
         volume,
         reserved_until: Seq(1),
+        known: Seq(0),
+        unsure_after: None,
         journal: JournalId::NIL,
         timeline: Timeline(1),
         epoch: Epoch(0),

@@ -111,7 +111,8 @@ pub(super) async fn open_log<S: Store>(
             Ok(file) => return IntentLog::in_file(map, file),
             Err(error) => tracing::warn!(
                 volume = name,
-                "its write-intent log says nothing: {error}; the whole volume is compared"
+                "its write-intent log says nothing: {error}; after a crash of this machine the \
+                 whole volume is compared"
             ),
         }
     }
@@ -128,8 +129,11 @@ pub(super) async fn open_log<S: Store>(
             IntentLog::failed(Arc::clone(&map))
         }
     };
-    if restart != Restart::Clean {
-        map.doubt_all();
+    match restart {
+        Restart::Clean => {}
+        Restart::First => map.doubt_all(),
+        // What the last agent left is in the ring; without that whatever has a bit is compared.
+        Restart::Killed | Restart::PowerCut => map.mark_all(),
     }
     log.write().await;
     log

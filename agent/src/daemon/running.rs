@@ -14,14 +14,14 @@ use std::time::Duration;
 use anyhow::Context;
 use tidemark_block::engine::socket::Address;
 use tidemark_block::engine::{Executor, ExecutorConfig, WorkersHandle};
-use tidemark_block::store::UringStore;
+use tidemark_block::store::{Store, UringStore};
 use tidemark_wire::{AgentId, AgentRun, Seq};
 
 use super::log_files::StateDirLog;
 use super::numbers::Numbers;
 use super::open::OpenVolume;
 use super::restart::Started;
-use crate::backing_mark::MarkKeeper;
+use crate::backing_mark::{MarkKeeper, Served};
 use crate::capture::Capture;
 use crate::capture::phase::Phase;
 use crate::clock::{Clock, EngineTimer};
@@ -209,7 +209,7 @@ impl Running {
             self.next.log = now + LOG_AGAIN;
             self.mend_log();
         }
-        let kept = self.mark.keep(clock.monotonic());
+        let kept = self.mark.keep(clock.monotonic(), served(&self.volume));
         if let Err(error) = &kept
             && !self.cannot_mark
         {
@@ -225,7 +225,7 @@ impl Running {
     /// Keeps in the state what the backing store looks like, for a start after a power cut: the
     /// mark beside the change ring goes with it.
     fn keep_mark_for_power_cut(&mut self) {
-        let Ok(mark) = self.mark.now() else { return };
+        let Ok(mark) = self.mark.now(served(&self.volume)) else { return };
         if let Err(error) = self.state.update(|state| state.backing = Some(mark)) {
             tracing::warn!(
                 volume = self.volume.name(),
@@ -320,6 +320,11 @@ pub(super) fn unit_bytes(volume: &ProtectedVolume) -> u32 {
     u32::try_from(volume.unit_bytes()).expect("a store's unit is at most 4096 bytes")
 }
 
+/// The size that a mark of its backing store has.
+pub(super) fn served<S: Store>(volume: &Volume<S>) -> Served {
+    Served { size_bytes: volume.size_bytes(), unit_bytes: volume.unit_bytes() }
+}
+
 /// A volume that takes no more changes.
 pub(super) struct Stopped {
     volume: Arc<ProtectedVolume>,
@@ -342,7 +347,7 @@ impl Stopped {
     pub(super) fn settle(mut self, clock: &dyn Clock) {
         let name = self.volume.name().to_owned();
         let capture = self.volume.capture();
-        let mark = self.mark.finish(clock);
+        let mark = self.mark.finish(clock, served(&self.volume));
         if let Err(error) = &mark {
             tracing::warn!(
                 volume = name,
@@ -400,6 +405,7 @@ pub fn keep_clean(
     let last_time = capture.ring().last_time();
     state.update(|state| {
         state.clean = true;
+        state.known = Seq(capture.ring().next_seq().0 - 1);
         state.released = released;
         state.last_time = state.last_time.max(last_time);
         state.backing = backing;

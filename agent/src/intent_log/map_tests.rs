@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::intent_log::Differing;
+use crate::intent_log::region::ClearUntil;
 
 const SIZE: u64 = 9 * REGION_BYTES + 5 * LEAF_BYTES + 512;
 const REGIONS: u64 = 10;
@@ -226,4 +227,42 @@ proptest! {
             prop_assert_eq!(map.differing_bytes(), bytes);
         }
     }
+}
+
+/// The page of a region that was cut off is written without its bit: it has to be wanted anew by
+/// whatever grows there again.
+#[test]
+fn what_grows_again_wants_its_bits_again() {
+    let map = IntentMap::volatile(SIZE);
+    drop(map.enter(range(8 * REGION_BYTES, REGION_BYTES)));
+    map.set_all_wanted();
+    assert!(map.is_set(range(8 * REGION_BYTES, REGION_BYTES)));
+    map.resize(7 * REGION_BYTES);
+    map.resize(SIZE);
+    assert!(!map.is_set(range(8 * REGION_BYTES, REGION_BYTES)));
+    let (entered, all_set) = map.enter(range(8 * REGION_BYTES, REGION_BYTES));
+    assert!(!all_set && map.is_dirty());
+    drop(entered);
+}
+
+#[test]
+fn a_doubted_region_that_is_cut_off_just_now_is_passed_over() {
+    let map = IntentMap::volatile(SIZE);
+    map.doubt_all();
+    // As between the two steps of `resize`.
+    map.size_bytes.store(9 * REGION_BYTES, Ordering::Release);
+    assert_eq!(listed(&map).len(), 9);
+}
+
+/// After a kill nothing is known to differ, and no flush has covered what was written.
+#[test]
+fn bits_that_could_not_be_read_are_marked_and_need_a_flush() {
+    let map = IntentMap::volatile(SIZE);
+    map.mark_all();
+    assert_eq!((map.marked(), map.differing_bytes()), (REGIONS, 0));
+    map.set_all_wanted();
+    assert_eq!(map.clear(ClearUntil { epoch: map.flushed() }), 0);
+    let epoch = map.flush_begins();
+    map.flush_ended(epoch);
+    assert_eq!(map.clear(ClearUntil { epoch: map.flushed() }), REGIONS);
 }

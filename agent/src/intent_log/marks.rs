@@ -183,7 +183,9 @@ impl IntentMap {
                     leaves => Differs::Leaves(leaves),
                 }
             };
-            Some(Differing { region: self.bytes_of(region), what })
+            // The volume may be cut just now.
+            let region = self.bytes_of(region);
+            (!region.is_empty()).then_some(Differing { region, what })
         })
     }
 
@@ -205,8 +207,20 @@ impl IntentMap {
         Settling { entered, was, done: false }
     }
 
-    /// Nothing of a region is known to differ.
+    /// Every region may differ after a crash, and nothing is known to: what a predecessor had marked
+    /// can't be read.
+    pub fn mark_all(&self) {
+        for region in 0..self.regions() {
+            self.region(region).suspect(FlushEpoch(1));
+            self.touch(region);
+        }
+        self.wanted().notify_all();
+    }
+
+    /// A region that is behind the end of the volume: nothing of it differs, and its bit is no
+    /// longer written with its page.
     pub(super) fn forget(&self, region: u64) {
+        self.region(region).drop_bit();
         if self.region(region).trust() {
             subtract(self.doubted(), 1);
         }

@@ -127,9 +127,17 @@ impl<W: Word> Region<'_, W> {
         let _ = self.update(|word| (word & WANTED != 0).then_some((word | SET) & !WANTED));
     }
 
-    /// The bit may not be on stable storage any more, whatever was thought: it is wanted anew.
-    pub fn unset(self) {
-        let _ = self.update(|word| (word & SET != 0).then_some((word | WANTED) & !SET));
+    /// The bit does not stay on stable storage.
+    pub fn drop_bit(self) {
+        let _ = self.update(|word| Some(word & !(SET | WANTED)));
+    }
+
+    /// Wants the bit, as of a change that no flush has covered yet.
+    pub fn suspect(self, epoch: FlushEpoch) {
+        let _ = self.update(|word| {
+            let wanted = if word & SET == 0 { WANTED } else { 0 };
+            Some(with_epoch(word, epoch) | wanted)
+        });
     }
 
     /// Found on stable storage at the start: set, and of a change that no flush has covered yet.

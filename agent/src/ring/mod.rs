@@ -334,6 +334,8 @@ impl Ring {
     pub fn turn_capture_on(&self) {
         // Release pairs with the load in `capture_is_on`.
         self.shared.mapping.capture_off().store(0, Ordering::Release);
+        // Pairs with the fence of a writer that does not capture: see `Volume::miss`.
+        fence(Ordering::SeqCst);
     }
 
     /// True while writes are captured.

@@ -19,6 +19,7 @@ fn hello(journal: JournalId, released: u64, newest: u64) -> Hello {
         block_bytes: 512,
         name: String::new(),
         run: AgentRun::default(),
+        unsure_after: None,
     }
 }
 
@@ -35,6 +36,7 @@ fn welcome(journal: JournalId, durable: u64, span_open: u64) -> Welcome {
         size_bytes: 1 << 20,
         lineage: Lineage::Same,
         compare: false,
+        unsure: Vec::new(),
     }
 }
 

@@ -42,13 +42,16 @@ pub struct Past {
     epoch: Epoch,
     /// None was opened yet.
     is_first: bool,
+    /// The newest record that a collector has said is durable.
+    acknowledged: Seq,
 }
 
 impl Past {
     /// Before the first session.
     #[must_use]
     pub fn new(parts: &ShipperParts) -> Self {
-        Self { sent: Seq(parts.first.0.saturating_sub(1)), epoch: Epoch(0), is_first: true }
+        let sent = Seq(parts.first.0.saturating_sub(1));
+        Self { sent, epoch: Epoch(0), is_first: true, acknowledged: Seq(0) }
     }
 }
 
@@ -56,7 +59,11 @@ impl Past {
 #[must_use]
 pub fn hello(parts: &ShipperParts, past: &Past) -> Hello {
     let (capture, facts, state) = (&parts.capture, &parts.facts, parts.state.get());
-    let released = capture.ring().released_seq().max(state.released);
+    // The ring also releases records that no copy needs any more: nobody has acknowledged those.
+    let released = match past.is_first {
+        true => capture.ring().released_seq().max(state.released),
+        false => past.acknowledged,
+    };
     Hello {
         agent: parts.agent,
         volume: facts.id,
@@ -69,6 +76,8 @@ pub fn hello(parts: &ShipperParts, past: &Past) -> Hello {
         block_bytes: facts.block_bytes,
         name: capture.name().to_owned(),
         run: parts.run,
+        // What an earlier session of this process has named is marked by now.
+        unsure_after: state.unsure_after.filter(|_| past.is_first),
     }
 }
 
@@ -176,7 +185,11 @@ impl<'a> Session<'a> {
         };
         let verdict = sized(judge(hello, welcome, &known), capture, consumer, welcome);
         warn_of_lineage(capture.name(), hello, welcome);
-        doubt_left(parts, welcome.span_open);
+        // Behind a copy of ours that has ended nothing is left.
+        if !matches!(known.phase, Phase::Whole { copy_end: Some(_) }) {
+            doubt_left(parts, welcome.span_open);
+        }
+        doubt_unsure(capture, welcome);
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;
@@ -205,12 +218,17 @@ impl<'a> Session<'a> {
                     format!("; a copy is made: {}", cause.text()),
             }
         );
-        *past = Past { sent: welcome.durable, epoch: welcome.epoch, is_first: false };
+        *past = Past {
+            sent: welcome.durable,
+            epoch: welcome.epoch,
+            is_first: false,
+            acknowledged: welcome.durable,
+        };
         capture.desk().send_again();
         capture.phases().welcomed();
         let mut session = Self {
             parts,
-            welcome: *welcome,
+            welcome: welcome.clone(),
             window: Window::new(welcome.window_bytes),
             tokens: PendingTokens::default(),
             batch: Batch::default(),
@@ -286,6 +304,7 @@ impl<'a> Session<'a> {
                     return Err(StreamError::Protocol(detail));
                 }
                 self.acknowledged = self.acknowledged.max(durable);
+                self.past.acknowledged = self.acknowledged;
                 self.release(consumer, durable);
             }
             Event::Token(token) => {
@@ -326,10 +345,16 @@ impl<'a> Session<'a> {
         let begun = self.span_sent.take_if(|begin| *begin <= durable).is_some();
         let was = self.parts.state.get().copied;
         let copied = ended || (was && !begun);
-        if copied == was {
+        // Before that copy began, the collector had said what it knows.
+        let was_unsure = self.parts.state.get().unsure_after.is_some();
+        if copied == was && !(ended && was_unsure) {
             return;
         }
-        match self.parts.state.update(|state| state.copied = copied) {
+        let kept = self.parts.state.update(|state| {
+            state.copied = copied;
+            state.unsure_after = state.unsure_after.filter(|_| !ended);
+        });
+        match kept {
             Ok(()) if copied => {
                 tracing::info!(volume = capture.name(), "the collector has a whole copy");
             }
@@ -479,6 +504,25 @@ fn sized(verdict: Verdict, capture: &Capture, consumer: &Consumer, welcome: &Wel
 fn doubt_left(parts: &ShipperParts, begin: Seq) {
     if Seq(0) < begin && begin < parts.first {
         parts.capture.intent().doubt_marked();
+    }
+}
+
+/// What this machine may not remember, because it was put back to an older state, is compared.
+fn doubt_unsure(capture: &Capture, welcome: &Welcome) {
+    let map = capture.intent();
+    let before = map.differing_bytes();
+    for (start, len) in &welcome.unsure {
+        if let Some(range) = ByteRange::new(*start, *len) {
+            map.doubt(range);
+        }
+    }
+    let more = map.differing_bytes().saturating_sub(before);
+    if more > 0 {
+        tracing::info!(
+            volume = capture.name(),
+            "{more} bytes more are compared: the collector holds changes of them that may have \
+             come after what this machine remembers"
+        );
     }
 }
 

@@ -1,6 +1,7 @@
 //! The volume as a [`Device`]: what frontends call.
 
 use std::io;
+use std::sync::atomic::{Ordering, fence};
 
 use tidemark_block::store::Store;
 use tidemark_block::{
@@ -21,21 +22,36 @@ impl<S: Store> Volume<S> {
     /// Claims a record while changes are captured; `None` when they are not, also from now on.
     /// What it would have said is then missing.
     fn claim(&self, spec: &RecordSpec) -> Option<InFlight> {
-        let record = self.capture.is_on().then(|| self.ring().claim(spec, None).ok());
-        if record.as_ref().is_some_and(Option::is_none) {
-            self.capture.lose(GapReason::RingFull);
+        let range =
+            || ByteRange::new(spec.offset_bytes, spec.len_bytes).expect("a range of the volume");
+        if !self.capture.is_on() {
+            self.miss(range());
+            return None;
         }
-        let record = record.flatten();
+        let record = self.ring().claim(spec, None).ok();
         if record.is_none() {
-            let len = spec.len_bytes;
-            self.miss(ByteRange::new(spec.offset_bytes, len).expect("a range of the volume"));
+            self.miss_for_want_of_room(range());
         }
         record
     }
 
-    /// A change that is in flight is not captured.
+    /// A change that is in flight is not captured, because changes are not. A copy that has begun
+    /// meanwhile may have been past it: then it has to be another one.
     fn miss(&self, range: ByteRange) {
         self.intent().map().miss(range);
+        // Pairs with the fence in `Ring::turn_capture_on`: either that is seen here, or the copy
+        // that follows it sees what is missed.
+        fence(Ordering::SeqCst);
+        if self.capture.is_on() {
+            self.capture.lose(GapReason::RingFull);
+        }
+    }
+
+    /// A change that is in flight has no room in the ring. In this order: a copy that is wanted
+    /// from here on finds it.
+    fn miss_for_want_of_room(&self, range: ByteRange) {
+        self.intent().map().miss(range);
+        self.capture.lose(GapReason::RingFull);
     }
 
     async fn write_captured(
@@ -48,16 +64,16 @@ impl<S: Store> Volume<S> {
             self.miss(range);
             return self.write_missed(range.start(), extent.lend(), durability).await;
         }
+        let good = self.intent().map().flushed();
         let spec = data_spec(RecordKind::Write, range, flags(durability, false));
         match self.ring().claim(&spec, Some(extent)) {
             Ok(record) => {
                 let chunk = record.chunk().expect("a record of data has memory");
                 let written = self.units.write(range.start(), chunk, durability).await;
-                self.settle(record, written)
+                self.settle(record, written, good)
             }
             Err(extent) => {
-                self.capture.lose(GapReason::RingFull);
-                self.miss(range);
+                self.miss_for_want_of_room(range);
                 if planted::is(Bug::FullRingFails) {
                     return Err(io::ErrorKind::OutOfMemory.into());
                 }
@@ -74,9 +90,10 @@ impl<S: Store> Volume<S> {
         chunk: Chunk,
         durability: Durability,
     ) -> io::Result<()> {
+        let good = self.intent().map().flushed();
         let written = self.units.write(start, chunk, durability).await;
         if written.is_err() {
-            self.fail_backing();
+            self.doubt_since(good);
         }
         written
     }
@@ -89,8 +106,9 @@ impl<S: Store> Volume<S> {
         chunk: Chunk,
         durability: Durability,
     ) -> io::Result<()> {
+        let good = self.intent().map().flushed();
         let mut records = Vec::new();
-        let mut done = 0;
+        let (mut done, mut has_room) = (0, true);
         while done < chunk.len() && self.capture.is_on() {
             let at = start + done as u64;
             let claimed = self.ring().reserve(at, chunk.len() - done).and_then(|mut extent| {
@@ -101,7 +119,7 @@ impl<S: Store> Volume<S> {
                 Some((len, self.ring().claim(&spec, Some(extent)).ok()?))
             });
             let Some((len, record)) = claimed else {
-                self.capture.lose(GapReason::RingFull);
+                has_room = false;
                 break;
             };
             done += len;
@@ -109,13 +127,18 @@ impl<S: Store> Volume<S> {
         }
         if done < chunk.len() {
             let missing = ByteRange::between(start + done as u64, start + chunk.len() as u64);
-            self.miss(missing.expect("the rest of the write"));
+            let missing = missing.expect("the rest of the write");
+            if has_room {
+                self.miss(missing);
+            } else {
+                self.miss_for_want_of_room(missing);
+            }
         }
         let written = self.write_missed(start, chunk, durability).await;
         for record in records {
             let part = if written.is_ok() { Ok(()) } else { Err(io::ErrorKind::Other.into()) };
             // The write's own result is the one that counts.
-            let _ = self.settle(record, part);
+            let _ = self.settle(record, part, good);
         }
         written
     }
@@ -126,6 +149,7 @@ impl<S: Store> Volume<S> {
         spec: &RecordSpec,
         work: impl Future<Output = io::Result<()>>,
     ) -> io::Result<()> {
+        let good = self.intent().map().flushed();
         match self.claim(spec) {
             Some(record) => {
                 let result = work.await;
@@ -134,12 +158,12 @@ impl<S: Store> Volume<S> {
                     record.void();
                     return result;
                 }
-                self.settle(record, result)
+                self.settle(record, result, good)
             }
             None => {
                 let result = work.await;
                 if result.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::Unsupported) {
-                    self.fail_backing();
+                    self.doubt_since(good);
                 }
                 result
             }

@@ -23,7 +23,7 @@ mod resize;
 pub mod upkeep;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tidemark_block::engine::BufferPool;
 use tidemark_block::range_lock::RangeLock;
@@ -80,6 +80,8 @@ pub struct Volume<S> {
     spare: BufferPool,
     /// See [`resize`].
     written_to: AtomicU64,
+    /// A flush that no client had asked for has failed, and no client was told.
+    owes_error: AtomicBool,
 }
 
 impl<S: Store> Volume<S> {
@@ -99,6 +101,7 @@ impl<S: Store> Volume<S> {
             locks: RangeLock::default(),
             spare: BufferPool::new(SPARE_BUFFERS, PAYLOAD_BYTES_MAX),
             written_to: AtomicU64::new(0),
+            owes_error: AtomicBool::new(false),
         }
     }
 
@@ -148,7 +151,8 @@ impl<S: Store> Volume<S> {
     /// success unknown: it is compared.
     ///
     /// # Errors
-    /// The backing store's.
+    /// The backing store's; also once that of a flush in between that nobody was told of: the kernel
+    /// tells of an error only once, and whoever flushes has to hear of what was lost.
     pub async fn sync(&self) -> std::io::Result<()> {
         let map = self.intent.map();
         let epoch = map.flush_begins();
@@ -157,7 +161,21 @@ impl<S: Store> Volume<S> {
             synced => synced?,
         }
         map.flush_ended(epoch);
+        // Acquire pairs with the release in `sync_for_itself`.
+        if self.owes_error.load(Ordering::Relaxed) && self.owes_error.swap(false, Ordering::Acquire)
+        {
+            return Err(std::io::Error::from_raw_os_error(libc::EIO));
+        }
         Ok(())
+    }
+
+    /// As [`Volume::sync`], wanted by no client.
+    async fn sync_for_itself(&self) -> std::io::Result<()> {
+        let synced = self.sync_store().await;
+        if synced.is_err() {
+            self.owes_error.store(true, Ordering::Release);
+        }
+        synced
     }
 
     async fn sync_store(&self) -> std::io::Result<()> {
@@ -169,12 +187,9 @@ impl<S: Store> Volume<S> {
         result
     }
 
-    /// A change of the backing store failed: what was changed since the last good flush may hold
-    /// anything.
-    fn fail_backing(&self) {
-        self.doubt_since(self.intent.map().flushed());
-    }
-
+    /// A change or a flush of the backing store failed: what was changed since the newest flush
+    /// that was `good` when it began may hold anything. One that has to be stable is told of the
+    /// errors of others, as a flush is.
     fn doubt_since(&self, good: FlushEpoch) {
         self.intent.map().doubt_unflushed(good);
         self.capture.lose(GapReason::BackingError);
@@ -203,6 +218,8 @@ impl<S: Store> Volume<S> {
         while at < range.end() {
             let mut extent = self.ring().reserve(at, in_memory(range.end() - at))?;
             let piece = ByteRange::new(at, extent.len() as u64).expect("a part of the range");
+            // A page that a failed flush has left behind shows what the disk does not hold.
+            self.units.store().uncache(piece);
             // The chunk is gone before the extent can be claimed.
             let read = self.units.read(at, extent.lend()).await;
             let claimed = match read.map(|chunk| is_zero(chunk.as_slice())) {
@@ -259,14 +276,20 @@ impl<S: Store> Volume<S> {
 
     /// Ends a record as its backing write ended, while it counts as in flight in the write-intent
     /// log. A range that failed holds anything: a copy compares it.
-    fn settle(&self, record: InFlight, result: std::io::Result<()>) -> std::io::Result<()> {
+    /// `good` is the newest good flush when it began.
+    fn settle(
+        &self,
+        record: InFlight,
+        result: std::io::Result<()>,
+        good: FlushEpoch,
+    ) -> std::io::Result<()> {
         match result {
             Ok(()) => record.commit(),
             Err(_) => {
                 // In this order: a kill in between must leave one of the two in the ring's file,
                 // the range in flight or the capture given up.
                 if !planted::is(Bug::FailedWriteForgotten) {
-                    self.fail_backing();
+                    self.doubt_since(good);
                 }
                 record.void();
                 if planted::is(Bug::FailureHidden) {

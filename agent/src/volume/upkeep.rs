@@ -37,7 +37,7 @@ impl<S: Store, T: Timer> Swept for Sweeping<'_, S, T> {
     }
 
     async fn flush(&self) -> io::Result<()> {
-        self.volume.sync_store().await
+        self.volume.sync_for_itself().await
     }
 
     async fn pause(&self, duration: Duration) -> bool {

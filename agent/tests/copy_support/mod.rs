@@ -139,6 +139,7 @@ impl Collector {
                 size_bytes: DISK_BYTES,
                 lineage: Lineage::Same,
                 compare: false,
+                unsure: Vec::new(),
             }
         };
         send(&stream, FrameKind::Welcome, |body| welcome.encode(body)).ok()?;
@@ -309,6 +310,8 @@ impl Ground {
         let state = VolumeState {
             volume: VOLUME,
             reserved_until: Seq(1 << 20),
+            known: Seq(0),
+            unsure_after: None,
             journal: JournalId::NIL,
             timeline: Timeline(1),
             epoch: Epoch(0),

@@ -97,6 +97,7 @@ fn session(mut stream: UnixStream, copies: &Copies) -> Option<()> {
         size_bytes: hello.size_bytes,
         lineage: Lineage::Same,
         compare: false,
+        unsure: Vec::new(),
     };
     send(&mut stream, FrameKind::Welcome, |out| welcome.encode(out))?;
     loop {

@@ -80,6 +80,11 @@ pub trait Store: Send + Sync + 'static {
         false
     }
 
+    /// Lets the next read of a range show what the store itself holds, and not what a cache in
+    /// memory does, which may differ once the store has failed to take it. What the store still has
+    /// to take stays in the cache. Nothing to do where reads pass by such a cache.
+    fn uncache(&self, _range: ByteRange) {}
+
     /// Fills the buffer from `offset` (in bytes). `UnexpectedEof` when the store ends before.
     fn read_at(&self, buf: Chunk, offset: u64) -> impl Future<Output = (io::Result<()>, Chunk)>;
 

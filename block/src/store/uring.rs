@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use nix::fcntl::Flock;
+use nix::fcntl::{Flock, PosixFadviseAdvice, posix_fadvise};
 
 use super::open::{OpenMode, Opened, StoreError, open, size_of};
 use super::{Store, StoreGeometry};
@@ -62,6 +62,17 @@ impl Store for UringStore {
 
     fn grows_by_writing(&self) -> bool {
         !self.block_device
+    }
+
+    fn uncache(&self, range: ByteRange) {
+        if self.direct {
+            return;
+        }
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let (start, len) = (signed(range.start()), signed(range.len()));
+        // A wish: what can't be dropped is what is still to be written.
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        let _ = posix_fadvise(&*self.locked, start, len, advice);
     }
 
     async fn read_at(&self, buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {

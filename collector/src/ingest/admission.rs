@@ -9,13 +9,14 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemark_wire::limits::WINDOW_BYTES_MAX;
+use tidemark_wire::limits::{COUNTER_MAX, WINDOW_BYTES_MAX};
 use tidemark_wire::session::{Hello, Lineage, Refuse, RefuseReason, Welcome};
 use tidemark_wire::{Epoch, Seq, WallMicros};
 
 use super::contest::{Answer, Claim, fenced_text};
 use super::manifest::Manifest;
 use super::owner::{Opening, VolumeCore};
+use super::unsure::changed_behind;
 use super::volume::{Held, Live};
 use crate::error::{JournalError, Severity};
 use crate::journal::{Journal, JournalIdentity, OpenReport};
@@ -111,9 +112,15 @@ impl<S: Storage> VolumeCore<S> {
         let durable = reader.durable();
         let last_time = reader.last_time().unwrap_or(WallMicros(0));
         let size_bytes = reader.size_at(durable);
+        let unsure = hello.unsure_after.map(|after| changed_behind(&reader, after));
         let (lineage, news) = self.lineage(hello, peer, durable);
+        let epoch = self.manifest.epoch.max(hello.epoch).0.saturating_add(1);
+        if epoch > COUNTER_MAX {
+            let text = format!("no session can follow epoch {}", hello.epoch);
+            return Err(refuse(RefuseReason::Protocol, text));
+        }
         let raised = Manifest {
-            epoch: Epoch(self.manifest.epoch.max(hello.epoch).0.saturating_add(1)),
+            epoch: Epoch(epoch),
             name: hello.name.clone(),
             agent: hello.agent,
             block_bytes: hello.block_bytes,
@@ -143,6 +150,7 @@ impl<S: Storage> VolumeCore<S> {
             size_bytes,
             lineage,
             compare: self.manifest.compare_next,
+            unsure: unsure.unwrap_or_default(),
         })
     }
 
@@ -152,6 +160,9 @@ impl<S: Storage> VolumeCore<S> {
         match &mut self.journal {
             Some(journal) => journal.reopen()?,
             None => {
+                // As in `journal::recover`: what a killed collector has renamed here.
+                let dir = self.shared.dir();
+                self.storage.sync_dir(dir).map_err(JournalError::io("sync", dir))?;
                 let seed = Seed::open_or_create(
                     &self.storage,
                     &self.shared.dir().join(SEED_FILE),

@@ -163,6 +163,7 @@ mod tests {
             block_bytes: 512,
             name: String::new(),
             run,
+            unsure_after: None,
         }
     }
 

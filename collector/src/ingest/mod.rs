@@ -5,7 +5,9 @@
 //!
 //! - [`session`]: the state machine of one session, pure;
 //! - [`owner`]: the one owner of a volume's journal and manifest, without threads;
-//!   [`admission`]: how it lets an agent in; [`contest`]: when two say that they are the same; [`volume`]: what everybody may see of it;
+//!   [`admission`]: how it lets an agent in; [`contest`]: when two say that they are the same;
+//!   [`unsure`]: what one that was put back may not remember; [`volume`]: what everybody may see of
+//!   it;
 //! - [`spans`]: what people are told of gaps and copies;
 //! - [`change`]: what a person decides of a volume, and how that takes effect;
 //! - [`erase`]: the end of a retired volume;
@@ -30,6 +32,7 @@ pub mod server;
 pub mod session;
 pub mod socket;
 mod spans;
+mod unsure;
 pub mod volume;
 pub mod volumes;
 pub mod writer;

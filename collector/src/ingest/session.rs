@@ -456,7 +456,14 @@ fn check_place(record: &Record<'_>, size_bytes: u64) -> Result<u64, Refuse> {
 fn check_body(record: &Record<'_>, payload: &[u8]) -> Result<(), Refuse> {
     let decoded = match record.kind {
         RecordKind::Bookmark => Bookmark::decode(payload).map(|_| ()),
-        RecordKind::ResyncBegin | RecordKind::ResyncEnd => Resync::decode(payload).map(|_| ()),
+        RecordKind::ResyncBegin | RecordKind::ResyncEnd => match Resync::decode(payload) {
+            // Stands for no copy in the files of the journal.
+            Ok(resync) if resync.id == [0; 16] => {
+                let seq = record.header.seq();
+                return Err(protocol(format!("record {seq} is of a copy without a name")));
+            }
+            decoded => decoded.map(|_| ()),
+        },
         RecordKind::Cut if payload.len() != size_of::<Cut>() => {
             return Err(protocol(format!("record {} has no whole cut", record.header.seq())));
         }

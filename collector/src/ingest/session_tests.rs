@@ -29,6 +29,7 @@ fn hello() -> Hello {
         block_bytes: 512,
         name: "disk".into(),
         run: AgentRun::default(),
+        unsure_after: None,
     }
 }
 
@@ -45,6 +46,7 @@ fn welcome(epoch: u64, durable: u64) -> Welcome {
         size_bytes: 1 << 20,
         lineage: Lineage::Same,
         compare: false,
+        unsure: Vec::new(),
     }
 }
 

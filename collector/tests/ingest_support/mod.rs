@@ -144,6 +144,7 @@ pub(crate) fn hello(volume: u8) -> Hello {
         block_bytes: 512,
         name: format!("disk{volume}"),
         run: AgentRun::default(),
+        unsure_after: None,
     }
 }
 
@@ -164,9 +165,9 @@ impl Agent {
         assert_eq!(kind, FrameKind::Welcome, "{:?}", Refuse::decode(&body));
         let welcome = Welcome::decode(&body).unwrap();
         agent.last = welcome.durable;
-        agent.welcome = Some(welcome);
         let key = (agent.path.clone(), hello.volume);
         EPOCHS.lock().unwrap().insert(key, welcome.epoch);
+        agent.welcome = Some(welcome);
         agent
     }
 
@@ -209,7 +210,7 @@ impl Agent {
 
     /// The body of a frame of records that continues the stream, numbers rising by `step`.
     pub(crate) fn body(&self, changes: &[Change], step: u64) -> (Vec<u8>, Seq) {
-        let welcome = self.welcome.unwrap();
+        let welcome = self.welcome.clone().unwrap();
         let (mut records, mut last) = (Vec::new(), self.last);
         for change in changes {
             last = Seq(last.0 + step);

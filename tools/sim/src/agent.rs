@@ -25,7 +25,7 @@ use tidemark_agent::shipper::{Drained, Orders, ShipperParts, VolumeFacts};
 use tidemark_agent::state::{KeptState, SEQ_RESERVATION, StateFile};
 use tidemark_agent::volume::{Volume, upkeep};
 use tidemark_collector::storage::pages::Pages;
-use tidemark_wire::{AgentId, AgentRun, Epoch, Seq, VolumeId};
+use tidemark_wire::{AgentId, AgentRun, Seq, VolumeId};
 
 use crate::disk::SimStore;
 use crate::executor::Group;
@@ -52,8 +52,6 @@ pub(crate) struct Snapshot {
     state: Vec<u8>,
     size_bytes: usize,
     is_changed: bool,
-    /// Of the newest session that the machine knows.
-    epoch: Epoch,
 }
 
 /// What the machine is doing.
@@ -199,20 +197,7 @@ impl AgentMachine {
         let log = self.log.disk()?.image();
         let (size_bytes, is_changed) = (self.size_bytes.get(), self.is_changed.get());
         let disk = world.disk.image();
-        Some(Snapshot { disk, log, state, size_bytes, is_changed, epoch: self.epoch() })
-    }
-
-    fn epoch(&self) -> Epoch {
-        let state = StateFile::new(&self.dir, NAME).load().ok().flatten();
-        state.map_or(Epoch(0), |state| state.epoch)
-    }
-
-    /// True when there was a session since: it tells that the machine was put back. Within one only
-    /// the numbers of records do, and not those that were reserved at the snapshot, for the next ten
-    /// seconds: such a machine is taken for one that lost its power, and what had no bit then and
-    /// was changed since is not compared. Nobody could tell; it is left out here.
-    pub(crate) fn has_met_since(&self, snapshot: &Snapshot) -> bool {
-        self.epoch() > snapshot.epoch
+        Some(Snapshot { disk, log, state, size_bytes, is_changed })
     }
 
     /// The whole machine is put back to a snapshot of itself, and loses its power with that.
@@ -278,11 +263,11 @@ async fn open(world: &Rc<World>) -> anyhow::Result<()> {
         state: &state,
     };
     let clock: Arc<dyn Clock> = world.agent_clock.clone();
-    let store = SimStore(Arc::clone(&world.disk));
+    let store = SimStore::open(Arc::clone(&world.disk));
     let look = |_: &Ring, restart| Ok(machine.look(restart, world.disk.size_bytes()));
     let (volume, started) = open_on(store, &left, &clock, look).await?;
     machine.is_changed.set(false);
-    machine.size_bytes.set(world.disk.size_bytes());
+    machine.size_bytes.set(usize::try_from(volume.size_bytes()).unwrap_or(0));
     let volume = Arc::new(volume);
     world.trace.say(|| format!("agent: {started}"));
     let process = Process {

@@ -72,6 +72,8 @@ fn damage(world: &World, held: &Held<MemoryStorage>) -> Result<(), String> {
 fn latest(world: &World, held: &Held<MemoryStorage>) -> Result<(), String> {
     let newest = held.reader.durable();
     let view = open(held, newest)?.ok_or("the newest state is not offered")?;
+    // Whatever a page cache shows, this is what the disk has.
+    world.disk.uncache(0, world.disk.size_bytes());
     let image = world.disk.image();
     if view.size_bytes() != image.len() as u64 {
         return Err(format!("the newest state has {} bytes", view.size_bytes()));

@@ -228,10 +228,6 @@ impl Director {
             self.machine = world.agent.snapshot(world);
             return false;
         };
-        if !world.agent.has_met_since(&snapshot) {
-            self.machine = Some(snapshot);
-            return false;
-        }
         let rest = Duration::from_millis(world.random.below(3_000));
         world.agent.restore(world, &snapshot, rest);
         world.wake_at(rest);

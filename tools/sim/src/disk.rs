@@ -4,8 +4,11 @@
 //! or in any of its sectors. What has landed is in a volatile cache until a sync that begins
 //! later returns; at a power cut any of its sectors may be lost, also of what was in flight. A
 //! write, read or sync can be told to fail: a failed write may have landed in any of its sectors,
-//! a failed sync promises nothing, and any of them may be durable. A range can be unreadable until
-//! it is written. Durable bytes do not rot. The model is told of every sector.
+//! a failed sync promises nothing, and any of them may be durable. Behind a page cache it may also
+//! have taken writes for made that never will be: no later sync says so, and reads show them until
+//! the cache is told to forget ([`Store::uncache`]). A write that has to be stable is told of the
+//! errors of others, as a sync is. A range can be unreadable until it is written. Durable bytes do
+//! not rot. The model is told of every sector.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -34,6 +37,8 @@ pub(crate) struct DiskSpec {
     pub(crate) can_punch: bool,
     /// It says where it has holes.
     pub(crate) tells_holes: bool,
+    /// Its reads and writes go through a page cache.
+    pub(crate) is_cached: bool,
 }
 
 #[derive(Clone)]
@@ -55,6 +60,8 @@ struct State {
     /// Can't be read before it is written.
     bad: Vec<ByteRange>,
     failures: u64,
+    /// Syncs that have taken for made what is not.
+    losses: u64,
     /// Times that its size has changed.
     resizes: u64,
 }
@@ -134,6 +141,7 @@ impl Disk {
             failing_syncs: 0,
             bad: Vec::new(),
             failures: 0,
+            losses: 0,
             resizes: 0,
         };
         Arc::new(Self { spec, state: Mutex::new(state), model, time, random })
@@ -197,6 +205,11 @@ impl Disk {
     /// Operations that have failed so far.
     pub(crate) fn failures(&self) -> u64 {
         self.lock().failures
+    }
+
+    /// Syncs so far that have lost what was written.
+    pub(crate) fn losses(&self) -> u64 {
+        self.lock().losses
     }
 
     pub(crate) fn fail_writes(&self, count: u64) {
@@ -300,6 +313,10 @@ impl Disk {
             return Err(io::Error::from_raw_os_error(EIO));
         }
         self.land(&change, &[whole(&change)]);
+        if durability == Durability::Stable && self.fails(|state| &mut state.failing_syncs) {
+            self.lose_some(u64::MAX);
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         let mut state = self.lock();
         if whole(&change).1 > state.live.len() {
             state.failures += 1;
@@ -332,6 +349,7 @@ impl Disk {
         let upto = self.lock().next;
         self.pause().await;
         if self.fails(|state| &mut state.failing_syncs) {
+            self.lose_some(upto);
             return Err(io::Error::from_raw_os_error(EIO));
         }
         let mut state = self.lock();
@@ -341,6 +359,62 @@ impl Disk {
             change.apply(durable, from, to);
         }
         Ok(())
+    }
+
+    /// A sync of what had landed before `upto` has failed: of each change it may have made some
+    /// durable, have taken some for made, and have left some for the next one.
+    fn lose_some(&self, upto: u64) {
+        if !self.spec.is_cached {
+            return;
+        }
+        let mut lost = Vec::new();
+        let mut state = self.lock();
+        let mut left: Vec<(u64, Change)> = Vec::new();
+        for (id, change) in std::mem::take(&mut state.unsynced) {
+            // What a file system zeroes is its own matter, and not the page cache's.
+            let fates = if matches!(change, Change::Write { .. }) { 3 } else { 2 };
+            let fate = if id < upto { self.random.below(fates) } else { 0 };
+            if fate > 0 {
+                let (from, to) = whole(&change);
+                // What came before it to the same place can't come back.
+                left = left
+                    .into_iter()
+                    .flat_map(|(id, change)| change.without(from, to).map(move |c| (id, c)))
+                    .collect();
+                if fate == 1 {
+                    change.apply(&mut state.durable, from, to);
+                } else {
+                    lost.push((from, to));
+                }
+            } else {
+                left.push((id, change));
+            }
+        }
+        state.unsynced = left;
+        state.losses += u64::from(!lost.is_empty());
+        drop(state);
+        lost.into_iter().for_each(|(from, to)| self.model.lost(from, to));
+    }
+
+    /// What a range holds without the page cache is what is read from here on.
+    pub(crate) fn uncache(&self, start: usize, end: usize) {
+        let live = {
+            let mut state = self.lock();
+            let end = end.min(state.live.len());
+            if state.losses == 0 || start >= end {
+                return;
+            }
+            let mut is = state.durable.clone();
+            for (_, change) in &state.unsynced {
+                let (from, to) = whole(change);
+                change.apply(&mut is, from, to);
+            }
+            let mut bytes = vec![0; end - start];
+            is.read(start, &mut bytes);
+            state.live.write(start, &bytes);
+            state.live.clone()
+        };
+        self.model.fate(false, |at, bytes| live.read(at, bytes));
     }
 
     fn read(&self, buf: &mut Chunk, offset: u64) -> io::Result<()> {
@@ -391,13 +465,24 @@ impl Drop for Flight<'_> {
 }
 
 /// The disk as one agent's process has it open.
-pub(crate) struct SimStore(pub(crate) Arc<Disk>);
+pub(crate) struct SimStore {
+    disk: Arc<Disk>,
+    /// Its size when it was opened, in bytes.
+    size_bytes: usize,
+}
+
+impl SimStore {
+    pub(crate) fn open(disk: Arc<Disk>) -> Self {
+        let size_bytes = disk.size_bytes();
+        Self { disk, size_bytes }
+    }
+}
 
 impl Store for SimStore {
     fn geometry(&self) -> StoreGeometry {
-        let spec = self.0.spec;
+        let spec = self.disk.spec;
         StoreGeometry {
-            size_bytes: self.0.size_bytes() as u64,
+            size_bytes: self.size_bytes as u64,
             io_align_bytes: spec.unit_bytes,
             mem_align_bytes: spec.unit_bytes,
             discard: spec.can_punch,
@@ -406,12 +491,16 @@ impl Store for SimStore {
     }
 
     fn size_now(&self) -> io::Result<u64> {
-        Ok(self.0.size_bytes() as u64)
+        Ok(self.disk.size_bytes() as u64)
+    }
+
+    fn uncache(&self, range: ByteRange) {
+        self.disk.uncache(place(range.start()), place(range.end()));
     }
 
     async fn read_at(&self, mut buf: Chunk, offset: u64) -> (io::Result<()>, Chunk) {
-        self.0.pause().await;
-        let read = self.0.read(&mut buf, offset);
+        self.disk.pause().await;
+        let read = self.disk.read(&mut buf, offset);
         (read, buf)
     }
 
@@ -422,15 +511,15 @@ impl Store for SimStore {
         durability: Durability,
     ) -> (io::Result<()>, Chunk) {
         let change = Change::Write { at: place(offset), bytes: buf.as_slice().to_vec() };
-        (self.0.change(change, durability).await, buf)
+        (self.disk.change(change, durability).await, buf)
     }
 
     fn sync(&self) -> impl Future<Output = io::Result<()>> {
-        self.0.sync()
+        self.disk.sync()
     }
 
     async fn punch(&self, range: ByteRange) -> io::Result<()> {
-        if !self.0.spec.can_punch {
+        if !self.disk.spec.can_punch {
             return Err(io::ErrorKind::Unsupported.into());
         }
         self.zero(range).await
@@ -438,7 +527,7 @@ impl Store for SimStore {
 
     async fn zero(&self, range: ByteRange) -> io::Result<()> {
         let change = Change::Zero { at: place(range.start()), len: place(range.len()) };
-        self.0.change(change, Durability::Cached).await
+        self.disk.change(change, Durability::Cached).await
     }
 
     fn data_extents(
@@ -447,11 +536,11 @@ impl Store for SimStore {
         max: usize,
         out: &mut Vec<StatusExtent>,
     ) -> io::Result<()> {
-        if !self.0.spec.tells_holes {
+        if !self.disk.spec.tells_holes {
             out.push(StatusExtent { len_bytes: range.len(), hole: false, zero: false });
             return Ok(());
         }
-        let state = self.0.lock();
+        let state = self.disk.lock();
         let (mut at, end) = (place(range.start()), place(range.end()));
         for _ in 0..max {
             let (len, kept) = state.live.run(at, end);

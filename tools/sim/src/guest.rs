@@ -2,7 +2,8 @@
 //!
 //! Each change is told to the model before it is given to the volume, and again when it is
 //! answered. The guest must not wait for anything but the disk, nor see an error that the disk
-//! has not made.
+//! has not made; and after a flush has lost what was written it must see one before the next flush
+//! succeeds.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use tidemark_agent::volume::Volume;
 use tidemark_block::{ByteRange, Device, DeviceError, Durability, Payload, ZeroOptions};
 
-use crate::disk::SimStore;
+use crate::disk::{Disk, SimStore};
 use crate::executor::Group;
 use crate::figures::Step;
 use crate::model::{What, ZONE_BYTES};
@@ -34,6 +35,10 @@ pub(crate) struct Guest {
     lulls: Cell<u64>,
     /// Until when nobody begins anything.
     lull_until: Cell<Duration>,
+    /// Failures of the disk when a flush began that was answered.
+    flushed_at: Cell<u64>,
+    /// Flushes that lost something, when the guest was last told of a failure.
+    told_at: Cell<u64>,
 }
 
 impl Guest {
@@ -46,6 +51,8 @@ impl Guest {
             think_max,
             lulls: Cell::new(lulls),
             lull_until: Cell::default(),
+            flushed_at: Cell::default(),
+            told_at: Cell::default(),
         }
     }
 
@@ -81,11 +88,40 @@ impl Guest {
     pub(crate) fn cut_off(&self) {
         self.in_flight.set(0);
     }
+
+    /// Looks at an answer to what began when the disk had failed `failures` times and lost what was
+    /// written `losses` times. `Err` says what must not be.
+    fn check(
+        &self,
+        disk: &Disk,
+        (failures, losses): (u64, u64),
+        (what, result): (&str, &Result<(), DeviceError>),
+    ) -> Result<(), String> {
+        let is_flush = what == "flush";
+        // What nobody was told of when it happened is told with the next flush.
+        let has_failed = disk.failures() > failures.min(self.flushed_at.get());
+        if is_flush {
+            self.flushed_at.set(self.flushed_at.get().max(failures));
+        }
+        match result {
+            Err(error) => {
+                self.told_at.set(disk.losses());
+                let why = format!("the guest's {what} failed, the disk has not: {error}");
+                if has_failed { Ok(()) } else { Err(why) }
+            }
+            Ok(()) if is_flush && losses > self.told_at.get() => {
+                Err("a flush succeeded, and what was written before it is lost".into())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
 }
 
 /// Starts the clients on a volume that was opened.
 pub(crate) fn start(world: &Rc<World>, volume: &Arc<Volume<SimStore>>) {
     world.guest.is_stopped.set(false);
+    // A new process knows of nothing before.
+    world.guest.told_at.set(world.disk.losses());
     for _ in 0..world.guest.clients {
         let (world, volume) = (Rc::clone(world), Arc::clone(volume));
         let executor = Rc::clone(&world.executor);
@@ -94,7 +130,7 @@ pub(crate) fn start(world: &Rc<World>, volume: &Arc<Volume<SimStore>>) {
 }
 
 async fn run(world: &World, volume: &Volume<SimStore>) {
-    let guest = &world.guest;
+    let (guest, disk) = (&world.guest, &world.disk);
     loop {
         world.executor.at(Step::Write);
         if world.random.chance(60) {
@@ -109,18 +145,17 @@ async fn run(world: &World, volume: &Volume<SimStore>) {
         guest.in_flight.set(guest.in_flight.get() + 1);
         world.figures.borrow_mut().operations += 1;
         let begun = world.time.now();
-        let (failures, resizes) = (world.disk.failures(), world.disk.resizes());
+        let (before, resizes) = ((disk.failures(), disk.losses()), disk.resizes());
         let (what, result) = operate(world, volume).await;
         guest.in_flight.set(guest.in_flight.get() - 1);
         if world.time.now() > begun + WAIT_MAX {
             let waited = world.time.now().saturating_sub(begun);
             world.breaks(format!("the guest's {what} took {} s", waited.as_secs()));
         }
-        match result {
-            Err(error) if world.disk.failures() == failures && world.disk.resizes() == resizes => {
-                world.breaks(format!("the guest's {what} failed, the disk has not: {error}"));
-            }
-            _ => {}
+        if let Err(why) = guest.check(disk, before, (what, &result))
+            && disk.resizes() == resizes
+        {
+            world.breaks(why);
         }
     }
 }

@@ -54,7 +54,7 @@ impl LogFiles for LogPlace {
     type Store = SimStore;
 
     fn open(&self) -> io::Result<SimStore> {
-        self.disk().map(SimStore).ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.disk().map(SimStore::open).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn make(&self, content: &[u8]) -> io::Result<SimStore> {
@@ -68,12 +68,13 @@ impl LogFiles for LogPlace {
             unit_bytes: 512,
             can_punch: false,
             tells_holes: false,
+            is_cached: false,
         };
         // Nobody follows its sectors.
         let model = Arc::<Model>::default();
         let disk = Disk::new(spec, model, Arc::clone(&self.time), Arc::clone(&self.random));
         disk.prepare(0, content);
         *self.disk.borrow_mut() = Some(Arc::clone(&disk));
-        Ok(SimStore(disk))
+        Ok(SimStore::open(disk))
     }
 }

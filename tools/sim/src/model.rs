@@ -67,6 +67,8 @@ struct State {
     sectors: Vec<Vec<Version>>,
     /// For each sector the oldest version that a power cut may leave.
     floors: Vec<usize>,
+    /// For each sector how many of its versions no flush makes durable any more.
+    lost: Vec<usize>,
     broken: Option<String>,
 }
 
@@ -124,6 +126,24 @@ impl State {
         self.open.iter().filter(fits).copied().collect()
     }
 
+    /// True when a sector held bytes of this sum before the disk changed it by itself: a change of
+    /// a part of the unit around it may have read them before, and writes them back.
+    fn is_taken_back(&self, index: usize, sum: u64) -> bool {
+        let [.., before, last] = &self.sectors[index][..] else { return false };
+        let is_fate = |op: &OpId| matches!(self.ops[*op].what, What::Fate);
+        before.sum == sum && last.ops.iter().all(is_fate)
+    }
+
+    /// What the disk does by itself, now.
+    fn fate(&mut self) -> OpId {
+        let moment = self.tick();
+        let id = self.ops.len();
+        let fate =
+            Op { start: 0, what: What::Fate, begun: moment, done: moment, has_failed: false };
+        self.ops.push(fate);
+        id
+    }
+
     fn breaks(&mut self, text: String) {
         self.broken.get_or_insert(text);
     }
@@ -147,6 +167,7 @@ impl Model {
             }
         }
         state.floors = vec![0; state.sectors.len()];
+        state.lost = vec![0; state.sectors.len()];
     }
 
     pub(crate) fn zones(&self) -> Vec<usize> {
@@ -213,6 +234,7 @@ impl Model {
         let mut state = self.lock();
         for index in 0..state.sectors.len() {
             let kept = state.sectors[index].iter().rposition(|version| state.done(version) < begun);
+            let kept = kept.filter(|kept| *kept >= state.lost[index]);
             state.floors[index] = state.floors[index].max(kept.unwrap_or(0));
         }
     }
@@ -226,12 +248,23 @@ impl Model {
             if state.sectors[index].last().is_some_and(|version| version.sum == sum) {
                 continue;
             }
-            let ops = state.candidates(place, sector);
+            let mut ops = state.candidates(place, sector);
+            if ops.is_empty() && state.is_taken_back(index, sum) {
+                ops.push(state.fate());
+            }
             if ops.is_empty() {
                 state.breaks(format!("bytes landed at {place} that nobody has written"));
                 return;
             }
             state.sectors[index].push(Version { sum, ops });
+        }
+    }
+
+    /// A flush that failed has taken what is there in a range for durable, which it may not be.
+    pub(crate) fn lost(&self, start: usize, end: usize) {
+        let mut state = self.lock();
+        for (index, _) in state.followed(start, end) {
+            state.lost[index] = state.sectors[index].len();
         }
     }
 
@@ -247,11 +280,7 @@ impl Model {
     /// older than what was flushed.
     pub(crate) fn fate(&self, is_cut: bool, mut read: impl FnMut(usize, &mut [u8])) {
         let mut state = self.lock();
-        let moment = state.tick();
-        let id = state.ops.len();
-        let fate =
-            Op { start: 0, what: What::Fate, begun: moment, done: moment, has_failed: false };
-        state.ops.push(fate);
+        let id = state.fate();
         for zone in 0..state.zones.len() {
             let mut bytes = [0; ZONE_BYTES];
             let start = state.zones[zone];

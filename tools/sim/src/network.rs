@@ -127,8 +127,13 @@ impl Pipe {
             return false;
         }
         let piece = random.place(state.flying.len());
-        flip(&mut state.flying[piece].1, random);
-        true
+        let bytes = &mut state.flying[piece].1;
+        // What a cut has left of a piece may be nothing.
+        let has_bits = !bytes.is_empty();
+        if has_bits {
+            flip(bytes, random);
+        }
+        has_bits
     }
 }
 

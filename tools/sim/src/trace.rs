@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::time::Time;
 
 /// Lines that are kept.
-const LINES_MAX: usize = 4000;
+const LINES_MAX: usize = 40_000;
 
 /// See the module's documentation.
 pub(crate) struct Trace {

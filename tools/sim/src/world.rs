@@ -74,6 +74,7 @@ impl World {
             unit_bytes,
             can_punch: random.chance(70),
             tells_holes,
+            is_cached: random.chance(40),
         };
         let model = Arc::<Model>::default();
         let disk = Disk::new(spec, Arc::clone(&model), Arc::clone(&time), Arc::clone(&random));

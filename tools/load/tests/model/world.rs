@@ -337,6 +337,8 @@ fn new_state(dir: &Path, volume: VolumeId) -> KeptState {
     let state = VolumeState {
         volume,
         reserved_until: Seq(SEQ_RESERVATION),
+        known: Seq(0),
+        unsure_after: None,
         journal: JournalId::NIL,
         timeline: Timeline(1),
         epoch: Epoch(0),
