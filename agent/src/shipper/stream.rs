@@ -101,6 +101,21 @@ fn warn_of_lineage(volume: &str, hello: &Hello, welcome: &Welcome) {
     }
 }
 
+fn log_start(volume: &str, welcome: &Welcome, verdict: Verdict) {
+    let Welcome { epoch, journal, durable, .. } = welcome;
+    let copy = match verdict {
+        Verdict::Resume => String::new(),
+        Verdict::ResumeAndCopy(cause) | Verdict::CopyAnew(cause) => {
+            format!("; a copy is made: {}", cause.text())
+        }
+    };
+    tracing::info!(
+        volume,
+        "session {epoch} with journal {journal}: the collector holds everything up to record \
+         {durable}{copy}"
+    );
+}
+
 /// Keeps what a session begins with. What does not continue the collector's copy may go out only
 /// when the next session, also one of the next process, is sure to know that.
 fn keep_session(
@@ -185,11 +200,7 @@ impl<'a> Session<'a> {
         };
         let verdict = sized(judge(hello, welcome, &known), capture, consumer, welcome);
         warn_of_lineage(capture.name(), hello, welcome);
-        // Behind a copy of ours that has ended nothing is left.
-        if !matches!(known.phase, Phase::Whole { copy_end: Some(_) }) {
-            doubt_left(parts, welcome.span_open);
-        }
-        doubt_unsure(capture, welcome);
+        doubt_at_start(parts, known.phase, welcome);
         // Before anything new is captured or copied.
         capture.ring().raise_time(welcome.last_time);
         keep_session(parts, welcome, verdict)?;
@@ -206,18 +217,7 @@ impl<'a> Session<'a> {
             }
         }
         consumer.rewind_to(if drop_until.is_some() { Seq(0) } else { welcome.durable });
-        tracing::info!(
-            volume = capture.name(),
-            "session {} with journal {}: the collector holds everything up to record {}{}",
-            welcome.epoch,
-            welcome.journal,
-            welcome.durable,
-            match verdict {
-                Verdict::Resume => String::new(),
-                Verdict::ResumeAndCopy(cause) | Verdict::CopyAnew(cause) =>
-                    format!("; a copy is made: {}", cause.text()),
-            }
-        );
+        log_start(capture.name(), welcome, verdict);
         *past = Past {
             sent: welcome.durable,
             epoch: welcome.epoch,
@@ -505,6 +505,15 @@ fn doubt_left(parts: &ShipperParts, begin: Seq) {
     if Seq(0) < begin && begin < parts.first {
         parts.capture.intent().doubt_marked();
     }
+}
+
+/// What the welcome alone tells of what may differ.
+fn doubt_at_start(parts: &ShipperParts, phase: Phase, welcome: &Welcome) {
+    // Behind a copy of ours that has ended nothing is left.
+    if !matches!(phase, Phase::Whole { copy_end: Some(_) }) {
+        doubt_left(parts, welcome.span_open);
+    }
+    doubt_unsure(&parts.capture, welcome);
 }
 
 /// What this machine may not remember, because it was put back to an older state, is compared.

@@ -342,10 +342,7 @@ impl<S: Storage> Recovery<'_, S> {
         if extremes.records == 0 {
             return self.remove(path);
         }
-        // It counts as durable from here.
-        write_again(&file, path, end)?;
-        file.datasync().map_err(JournalError::io("sync", path))?;
-        self.storage.sync_dir(self.dir).map_err(JournalError::io("sync", self.dir))?;
+        self.make_durable(&file, path, end)?;
         index.marks().iter().for_each(|mark| self.opened.apply_mark(mark));
         self.opened.report.records += extremes.records;
         self.opened.report.durable = extremes.last_seq;
@@ -358,6 +355,13 @@ impl<S: Storage> Recovery<'_, S> {
         self.opened.open =
             Some(OpenSegment { segment, file, digest, end, prev_chain, finished: None });
         Ok(())
+    }
+
+    /// What is kept of the open segment counts as durable from here.
+    fn make_durable(&self, file: &S::File, path: &Path, end: u64) -> Result<(), JournalError> {
+        write_again(file, path, end)?;
+        file.datasync().map_err(JournalError::io("sync", path))?;
+        self.storage.sync_dir(self.dir).map_err(JournalError::io("sync", self.dir))
     }
 
     /// An open segment with a bad header: what a crash left of its creation, or damage when it
