@@ -240,7 +240,9 @@ impl Director {
             return false;
         }
         let Some(copy) = self.journal.take() else {
-            self.journal = Some(world.collector.storage.borrow().after_kill());
+            let copy = world.collector.storage.borrow().after_kill();
+            copy.set_full(false);
+            self.journal = Some(copy);
             return false;
         };
         let rest = Duration::from_millis(world.random.below(3_000));
