@@ -290,15 +290,11 @@ impl<S: Storage> Recovery<'_, S> {
         path: &Path,
         newest: bool,
     ) -> Result<(), JournalError> {
-        let unfinished = || {
-            let detail = "it is open although newer segments follow";
-            JournalError::from(Damage::new(path, Part::File, 0, detail))
-        };
         let file = self.storage.open(path).map_err(JournalError::io("open", path))?;
         let len = file.len().map_err(JournalError::io("look at", path))?;
         let header = match read_header(&file, path) {
             Ok(header) => header,
-            Err(JournalError::Damaged(_)) if !newest => return Err(unfinished()),
+            Err(JournalError::Damaged(_)) if !newest => return Err(unfinished(path)),
             Err(JournalError::Damaged(damage)) => {
                 return self.take_headless(&file, path, len, damage);
             }
@@ -329,7 +325,7 @@ impl<S: Storage> Recovery<'_, S> {
                 return self.finish_seal(&file, name, path, len);
             }
             if !newest {
-                return Err(unfinished());
+                return Err(unfinished(path));
             }
             let damage = scan.damage(&error);
             let later = scan.find_later()?;
@@ -337,7 +333,7 @@ impl<S: Storage> Recovery<'_, S> {
             self.cut(&file, &damage, later, len, after_seq)?;
         }
         if !newest {
-            return Err(unfinished());
+            return Err(unfinished(path));
         }
         if extremes.records == 0 {
             return self.remove(path);
@@ -473,6 +469,10 @@ impl<S: Storage> Recovery<'_, S> {
         self.storage.sync_dir(self.dir).map_err(JournalError::io("sync", self.dir))?;
         Ok(kept)
     }
+}
+
+fn unfinished(path: &Path) -> JournalError {
+    Damage::new(path, Part::File, 0, "it is open although newer segments follow").into()
 }
 
 const COPY_BYTES: usize = 1024 * 1024;
