@@ -9,6 +9,8 @@
 //! of them anyway, so the answer costs little; an agent whose whole machine was put back has no
 //! other way to know of them.
 
+use std::sync::Arc;
+
 use tidemark_wire::Seq;
 use tidemark_wire::session::UNSURE_RANGES_MAX;
 
@@ -46,10 +48,14 @@ fn look<S: Storage>(
     after: Seq,
     size_bytes: u64,
 ) -> Result<Option<Vec<(u64, u64)>>, JournalError> {
-    if after < reader.published().base.at {
+    // Both at one moment: a merge in between would take segments away behind the first look.
+    let (base_at, segments) = {
+        let published = reader.published();
+        (published.base.at, Arc::clone(&published.segments))
+    };
+    if after < base_at {
         return Ok(None);
     }
-    let segments = reader.segment_list();
     let newer = segments.iter().filter(|segment| segment.extremes().last_seq > after);
     if newer.clone().map(|segment| segment.extremes().records).sum::<u64>() > RECORDS_MAX {
         return Ok(None);
