@@ -12,7 +12,8 @@ use super::op::{Op, Operation};
 /// until it has something to tell.
 ///
 /// The kernel has no way to take such a command back. Dropping the future leaves it with the
-/// driver, until that ends it or the executor is dropped; `device` must stay open as long.
+/// driver, until that ends it or the ring goes, with the executor or with who holds it
+/// ([`super::Executor::hold_ring`]); `device` must stay open as long as the executor.
 ///
 /// # Errors
 /// The driver's.

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -171,6 +172,15 @@ impl Executor {
             }
             self.core.turn();
         }
+    }
+
+    /// Holds the kernel's side of the ring, and what is given up and still in flight on it, beyond
+    /// the executor, until this is dropped.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub(crate) fn hold_ring(&self) -> io::Result<OwnedFd> {
+        self.core.ring.borrow().share()
     }
 
     /// Number of `io_uring_enter` calls so far, for measurements.

@@ -5,7 +5,7 @@
 //! reused from then on.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::task::Waker;
 
 use io_uring::{Builder, IoUring, cqueue, opcode, squeue, types};
@@ -75,6 +75,12 @@ impl Ring {
     /// Number of `io_uring_enter` calls so far.
     pub(super) fn enter_calls(&self) -> u64 {
         self.enter_calls
+    }
+
+    /// Another descriptor of the ring: the kernel takes it down when the last one is closed.
+    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+        // SAFETY: the descriptor is the ring's, which outlives this call.
+        unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) }.try_clone_to_owned()
     }
 
     /// A place in the table for a new operation, whose completion will wake `waker`.

@@ -6,6 +6,12 @@
 //! kernel stops the device or when [`Server::stop`] asks for it; a request that is not answered by
 //! then is asked of the next server.
 //!
+//! The order at a stop: requests end, the thread ends, its ring goes. Linux before 6.16 looks once,
+//! when the ring goes, which requests the thread holds, and takes those back. One that is on its
+//! way to the thread then is taken back later, provided that the thread is no more; a thread that
+//! lives gets it, on a ring that nobody reads, and the device waits for it for ever, with all other
+//! commands about it. So the ring is held until the thread has ended.
+//!
 //! Bounds: 128 requests; 8 MiB for the payloads of reads, beyond which a read waits for another.
 //! A write holds memory of the device for one part of it at a time, so none waits for memory that
 //! only its own end would free.
@@ -14,7 +20,7 @@ use std::cell::{Cell, OnceCell};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -48,6 +54,8 @@ const DESCRIPTORS_BYTES: usize = {
 pub struct Server {
     stop: Arc<Stop>,
     thread: JoinHandle<()>,
+    /// Of the thread; see the module's text.
+    ring: OwnedFd,
 }
 
 struct Stop {
@@ -84,8 +92,8 @@ impl Server {
             .name(format!("ublk-{}", number.0))
             .spawn(move || run(number, device, asked, &report))?;
         let panicked = || io::Error::other("the thread that serves the device panicked");
-        reported.recv().map_err(|_| panicked())??;
-        Ok(Self { stop, thread })
+        let ring = reported.recv().map_err(|_| panicked())??;
+        Ok(Self { stop, thread, ring })
     }
 
     /// True when it serves no more: the device was stopped.
@@ -103,6 +111,8 @@ impl Server {
         if self.thread.join().is_err() {
             tracing::error!("a thread that served a ublk device had panicked");
         }
+        // Not before: see the module's text.
+        drop(self.ring);
     }
 }
 
@@ -110,13 +120,15 @@ fn run<D: Device>(
     number: Number,
     device: Arc<D>,
     stop: Arc<Stop>,
-    report: &mpsc::SyncSender<io::Result<()>>,
+    report: &mpsc::SyncSender<io::Result<OwnedFd>>,
 ) {
     let config = ExecutorConfig { tasks_max: REQUESTS_MAX.into(), ..Default::default() };
-    let started = Executor::new(&config)
-        .and_then(|executor| Ok((executor, Rc::new(Queue::open(number, device, stop)?))));
+    let started = Executor::new(&config).and_then(|executor| {
+        let ring = executor.hold_ring()?;
+        Ok((executor, ring, Rc::new(Queue::open(number, device, stop)?)))
+    });
     // The starter waits for exactly one message.
-    let (executor, queue) = match started {
+    let (executor, ring, queue) = match started {
         Ok(started) => started,
         Err(error) => {
             let _ = report.send(Err(error));
@@ -126,13 +138,13 @@ fn run<D: Device>(
     executor.block_on(async {
         let begun = fetch_all(&queue).await;
         let is_served = begun.is_ok();
-        let _ = report.send(begun);
+        let _ = report.send(begun.map(|()| ring));
         if is_served {
             until_over(&queue).await;
         }
     });
-    // The kernel gets back what the tasks have fetched when the ring goes, and that needs the
-    // queue's file until then.
+    // What the tasks have fetched and not answered stays in flight, and needs the queue's file
+    // until the executor is gone.
     drop(executor);
     tracing::debug!(number = number.0, "the ublk device is served no more");
 }
