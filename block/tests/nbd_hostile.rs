@@ -264,6 +264,30 @@ fn in_flight_is_bounded_and_beyond_it_nothing_is_lost() {
     assert!(disk.running_max.load(Ordering::Relaxed) <= 4);
 }
 
+/// A client that goes on over another connection must not see its own past come back.
+#[test]
+fn a_change_that_was_given_up_is_not_begun() {
+    let disk = MemoryDisk::sized(MIB);
+    disk.delay_ms.store(300, Ordering::Relaxed);
+    let config = ServerConfig { in_flight_max: 1, ..ServerConfig::default() };
+    let fixture = Fixture::with_config("disk", disk.clone(), config);
+    for command in [cmd::WRITE, cmd::TRIM, cmd::ZEROES] {
+        let mut client = fixture.connect().flags().go("disk", true);
+        disk.put(4096, &[7; 4096]);
+        client.write(flag::NONE, 1, 0, &pattern(4096, 1));
+        if command == cmd::WRITE {
+            client.write(flag::NONE, 2, 4096, &pattern(4096, 2));
+        } else {
+            client.request(flag::NONE, command, 2, 4096, 4096);
+        }
+        fixture.wait_for("the first write", |stats| stats.requests % 2 == 1);
+        client.socket.shutdown(Shutdown::Both).expect("still open");
+        fixture.wait_for("the end of the connection", |stats| stats.connections_open == 0);
+        assert!(disk.get(0, 4096) == pattern(4096, 1), "what has begun is carried out");
+        assert!(disk.get(4096, 4096) == [7; 4096], "command {command} was begun");
+    }
+}
+
 #[test]
 fn connections_are_bounded() {
     let config = ServerConfig { connections_max: 2, ..ServerConfig::default() };

@@ -3,6 +3,12 @@
 //! One task type serves all commands, so that tasks live in memory that was allocated when the
 //! connection began; a read or write of 4 KiB allocates nothing. Reads longer than a piece are in
 //! [`super::long_read`].
+//!
+//! A change that its client has given up is not begun. A client with several connections, as the
+//! kernel's is, asks over another one for what one of them did not answer in time, and goes on when
+//! that is answered; the first request, which may still lie unread in its socket, would then bring
+//! back what was there before. What has begun is another matter: the device carries out changes of
+//! the same place in the order in which they begin.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -83,6 +89,9 @@ impl PartOf {
 /// A request task.
 pub(super) async fn run<D: Device>(connection: Pass<D>, work: Work<D>) {
     match work {
+        Work::Write { range, .. } if connection.is_given_up() => {
+            tracing::debug!(%range, "an nbd write was given up by its client: not begun");
+        }
         Work::Write { payload, range, durability, answer } => {
             let result = connection.device.write(payload, durability).await;
             if let Err(error) = &result {
@@ -97,6 +106,10 @@ pub(super) async fn run<D: Device>(connection: Pass<D>, work: Work<D>) {
 
 async fn carry_out<D: Device>(connection: &Connection<D>, cookie: Cookie, job: Job) {
     let device = &connection.device;
+    if matches!(job, Job::Trim { .. } | Job::WriteZeroes { .. }) && connection.is_given_up() {
+        tracing::debug!(?job, "an nbd request was given up by its client: not begun");
+        return;
+    }
     let (result, access) = match job {
         Job::Read { range, whole } => return read(connection, cookie, range, whole).await,
         Job::BlockStatus { range, one } => {

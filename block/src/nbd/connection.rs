@@ -60,6 +60,11 @@ impl<D: Device> Connection<D> {
         self.cut();
     }
 
+    /// True when the client has closed the connection: no answer would reach it.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.stream.peer_has_left()
+    }
+
     /// Drops what was to be sent and ends all waiting for the socket.
     fn cut(&self) {
         self.replies.kill();

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use io_uring::{opcode, squeue, types};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::chunk::Chunk;
 use crate::device::Payload;
@@ -189,6 +190,13 @@ impl Stream {
             }
         }
         (Ok(()), operation.parts)
+    }
+
+    /// True when the peer sends no more, also while some of what it sent has not been received.
+    #[must_use]
+    pub fn peer_has_left(&self) -> bool {
+        let mut polled = [PollFd::new(self.fd.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))];
+        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Closes both directions; a pending receive ends with 0 bytes, a pending send with an error.
