@@ -1,21 +1,22 @@
-//! Generic netlink: as much of it as one family's commands need.
+//! Generic netlink: as much of it as one family's commands and notices need.
 //!
-//! In: a command with attributes. Out: the attributes of the answer, or the kernel's error. A
-//! socket has one request under way at a time and no state beyond its sequence number. Written
-//! here because the codec is smaller than the use of a crate for it would be.
+//! In: a command with attributes, or a group of notices to listen to. Out: the attributes of the
+//! answer, or the kernel's error; notices. A socket has one request under way at a time and no state
+//! beyond its sequence number; one that listens is asked nothing any more. Written here because the codec is smaller than the use of a crate for it would be.
 //!
 //! Source: `Documentation/userspace-api/netlink/intro.rst` of the kernel; numbers from its
 //! `include/uapi/linux/netlink.h` and `genetlink.h`. All numbers are in the machine's byte order.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::sockopt;
 use nix::sys::socket::{
     self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType,
 };
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// Longest answer that is read; those of the families used here have a few dozen bytes.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
@@ -39,6 +40,9 @@ const CONTROL_VERSION: u8 = 2;
 const CONTROL_GET_FAMILY: u8 = 3;
 const CONTROL_FAMILY_ID: u16 = 1;
 const CONTROL_FAMILY_NAME: u16 = 2;
+const CONTROL_GROUPS: u16 = 7;
+const CONTROL_GROUP_NAME: u16 = 1;
+const CONTROL_GROUP_ID: u16 = 2;
 
 /// Attributes to send.
 #[derive(Debug, Default)]
@@ -90,18 +94,49 @@ impl Answer {
         self.find(kind)?.first_chunk().copied().map(u32::from_ne_bytes)
     }
 
-    fn find(&self, kind: u16) -> Option<&[u8]> {
-        let mut rest = self.bytes.as_slice();
-        loop {
-            let len = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
-            let found = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?) & ATTRIBUTE_TYPE_MASK;
-            let value = rest.get(ATTRIBUTE_HEADER_BYTES..len)?;
-            if found == kind {
-                return Some(value);
-            }
-            rest = rest.get(len.next_multiple_of(4)..)?;
-        }
+    /// Those within an attribute, as far as they can be read.
+    fn nested(&self, kind: u16) -> impl Iterator<Item = Self> + '_ {
+        let inner = self.find(kind).unwrap_or_default();
+        Self::each(inner).map(|(_, value)| Self { bytes: value.to_vec() })
     }
+
+    fn find(&self, kind: u16) -> Option<&[u8]> {
+        Self::each(&self.bytes).find_map(|(found, value)| (found == kind).then_some(value))
+    }
+
+    /// Kinds and values; ends where the bytes are no attributes any more.
+    fn each(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+        let mut rest = bytes;
+        std::iter::from_fn(move || {
+            let len = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+            let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?) & ATTRIBUTE_TYPE_MASK;
+            let value = rest.get(ATTRIBUTE_HEADER_BYTES..len)?;
+            rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+            Some((kind, value))
+        })
+    }
+
+    /// The number of a family's group of notices.
+    fn group(&self, name: &str) -> Option<u32> {
+        let mut groups = self.nested(CONTROL_GROUPS);
+        let is_named = |group: &Self| {
+            group
+                .find(CONTROL_GROUP_NAME)
+                .is_some_and(|it| it.strip_suffix(&[0]) == Some(name.as_bytes()))
+        };
+        groups.find(is_named)?.u32(CONTROL_GROUP_ID)
+    }
+}
+
+/// What a socket that listens has heard.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Notice {
+    /// Nothing for as long as was waited.
+    Silence,
+    /// A notice of the command, with these attributes.
+    Here(Answer),
+    /// There was no room for a notice.
+    Lost,
 }
 
 /// A socket to one family.
@@ -111,6 +146,8 @@ pub(super) struct Family {
     id: u16,
     version: u8,
     sequence: u32,
+    /// What the kernel said of it.
+    about: Answer,
 }
 
 impl Family {
@@ -124,7 +161,9 @@ impl Family {
         )?;
         socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         socket::setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS_MAX, 0))?;
-        let mut family = Self { socket, id: CONTROL_FAMILY, version: CONTROL_VERSION, sequence: 0 };
+        let about = Answer::default();
+        let (id, version_asked) = (CONTROL_FAMILY, CONTROL_VERSION);
+        let mut family = Self { socket, id, version: version_asked, sequence: 0, about };
         let wanted = Attributes::default().text(CONTROL_FAMILY_NAME, name);
         let answer = match family.request(CONTROL_GET_FAMILY, &wanted) {
             Ok(answer) => answer,
@@ -133,7 +172,39 @@ impl Family {
         };
         family.id = answer.u16(CONTROL_FAMILY_ID).ok_or_else(|| malformed("family without id"))?;
         family.version = version;
+        family.about = answer;
         Ok(Some(family))
+    }
+
+    /// Listens to a group of notices; false when the family has none of that name.
+    pub(super) fn join(&mut self, group: &str) -> io::Result<bool> {
+        let Some(group) = self.about.group(group) else { return Ok(false) };
+        let bytes = libc::socklen_t::try_from(size_of_val(&group)).expect("four bytes");
+        // SAFETY: the kernel reads a number of that many bytes, which is there.
+        let joined = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_NETLINK,
+                libc::NETLINK_ADD_MEMBERSHIP,
+                std::ptr::from_ref(&group).cast(),
+                bytes,
+            )
+        };
+        if joined == 0 { Ok(true) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// The next notice of `command`; others are passed over, and count as silence.
+    pub(super) fn next_notice(&mut self, command: u8, patience: Duration) -> io::Result<Notice> {
+        let patience = i64::try_from(patience.as_millis().max(1)).unwrap_or(i64::MAX);
+        let patience = TimeVal::milliseconds(patience);
+        socket::setsockopt(&self.socket, sockopt::ReceiveTimeout, &patience)?;
+        let mut buffer = vec![0; ANSWER_BYTES_MAX];
+        match socket::recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok(len) => Ok(notice(&buffer[..len], self.id, command)),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(Notice::Silence),
+            Err(Errno::ENOBUFS) => Ok(Notice::Lost),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Sends a command and waits until the kernel has carried it out. An answer that carries
@@ -212,6 +283,17 @@ fn decode(datagram: &[u8], sequence: u32, answer: &mut Answer) -> io::Result<Pro
     Ok(Progress::More)
 }
 
+/// The notice in a datagram; the kernel sends each in one of its own.
+fn notice(datagram: &[u8], family: u16, command: u8) -> Notice {
+    let attributes = datagram.get(HEADER_BYTES + GENERIC_HEADER_BYTES..);
+    let is_ours = datagram.get(4..6) == Some(&family.to_ne_bytes())
+        && datagram.get(HEADER_BYTES) == Some(&command);
+    match attributes {
+        Some(attributes) if is_ours => Notice::Here(Answer { bytes: attributes.to_vec() }),
+        _ => Notice::Silence,
+    }
+}
+
 fn malformed(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("generic netlink: {what}"))
 }
@@ -255,8 +337,33 @@ mod tests {
 
     #[test]
     fn a_family_that_every_kernel_has_is_found_and_another_is_not() {
-        assert!(Family::open("nlctrl", 2).unwrap().is_some());
+        let mut family = Family::open("nlctrl", 2).unwrap().unwrap();
+        assert!(family.join("notify").unwrap());
+        assert!(!family.join("tidemark-none").unwrap());
+        let heard = family.next_notice(200, Duration::from_millis(1)).unwrap();
+        assert_eq!(heard, Notice::Silence);
         assert!(Family::open("tidemark-none", 1).unwrap().is_none());
+    }
+
+    #[test]
+    fn groups_are_found_by_their_names() {
+        let group = |id, name| Attributes::default().text(1, name).u32(2, id);
+        let list = Attributes::default().nested(1, &group(17, "odd")).nested(2, &group(40, "even"));
+        let about = answer_of(Attributes::default().u32(3, 9).nested(CONTROL_GROUPS, &list));
+        assert_eq!(about.group("even"), Some(40));
+        assert_eq!(about.group("odd"), Some(17));
+        assert_eq!(about.group("od"), None);
+        assert_eq!(answer_of(Attributes::default()).group("odd"), None);
+    }
+
+    #[test]
+    fn a_notice_is_of_its_family_and_its_command() {
+        let message = encode(30, 1, 0, 4, &Attributes::default().u32(1, 7));
+        let Notice::Here(attributes) = notice(&message, 30, 4) else { panic!("not heard") };
+        assert_eq!(attributes.u32(1), Some(7));
+        assert_eq!(notice(&message, 31, 4), Notice::Silence);
+        assert_eq!(notice(&message, 30, 5), Notice::Silence);
+        assert_eq!(notice(&message[..HEADER_BYTES], 30, 4), Notice::Silence);
     }
 
     proptest! {
@@ -264,8 +371,10 @@ mod tests {
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut answer = Answer::default();
             let _any = decode(&bytes, 0, &mut answer);
+            let _any = notice(&bytes, 0, 0);
             let answer = Answer { bytes };
             let _any = answer.u32(1);
+            let _any = answer.group("any");
         }
     }
 }

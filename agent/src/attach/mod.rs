@@ -19,6 +19,7 @@ mod loop_device;
 mod module;
 mod nbd_handshake;
 mod nbd_kernel;
+mod nbd_links;
 mod ublk;
 mod usage;
 
@@ -34,6 +35,7 @@ use tidemark_wire::VolumeId;
 
 use crate::clock::{Clock, SystemClock};
 pub use error::{AttachError, AttachErrorKind};
+pub use nbd_links::{LinkLoss, LinkWatch};
 pub use ublk::Serve;
 
 /// Most connections of one NBD device; more are cut to this.
@@ -269,6 +271,24 @@ pub fn reattach(
             ))),
         },
     }
+}
+
+/// Gives an NBD device connections for those that the kernel gave up. Nothing is done to a device
+/// that lacks none, is of another kind, or is not there any more.
+///
+/// # Errors
+/// What the server or the kernel refused.
+pub fn mend_links(
+    attached: &Attached,
+    source: &Source<'_>,
+    options: &Options,
+) -> Result<(), AttachError> {
+    if attached.via != Via::Nbd || !is_there(attached) {
+        return Ok(());
+    }
+    let target = nbd_target(source, options)?;
+    let device = attached.device.clone();
+    apart::run(&attached.device, ANSWER_PATIENCE, move || nbd_kernel::reconnect(&device, &target))
 }
 
 /// Gives a device the size that its volume has by now. Gives what could not be had.

@@ -22,14 +22,14 @@ use super::genetlink::{Attributes, Family};
 use super::nbd_handshake;
 use super::{CONNECTIONS_MAX, Options, module};
 
-const FAMILY: &str = "nbd";
-const FAMILY_VERSION: u8 = 1;
+pub(super) const FAMILY: &str = "nbd";
+pub(super) const FAMILY_VERSION: u8 = 1;
 
 const CONNECT: u8 = 1;
 const DISCONNECT: u8 = 2;
 const RECONFIGURE: u8 = 3;
 
-const INDEX: u16 = 1;
+pub(super) const INDEX: u16 = 1;
 const SIZE_BYTES: u16 = 2;
 const BLOCK_BYTES: u16 = 3;
 const TIMEOUT_SECONDS: u16 = 4;

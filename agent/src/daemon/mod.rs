@@ -10,6 +10,7 @@
 mod attachment;
 mod holder;
 mod instance;
+mod links;
 mod log_files;
 mod memory;
 mod notify;
@@ -45,6 +46,7 @@ use crate::control::server::ControlSocket;
 use crate::random::{Random, SystemSource};
 use attachment::Records;
 use instance::Instance;
+use links::Links;
 use owner::{EVENTS_MAX, Event, Next, Owner};
 use running::Surroundings;
 use served::Served;
@@ -105,6 +107,7 @@ pub fn run(config: Config, config_path: &Path) -> anyhow::Result<()> {
         config,
         config_path,
         volumes,
+        links: Links::default(),
         events: sender.clone(),
     };
     let served = serve(&mut owner, control, sender, &events, signals, &clock);

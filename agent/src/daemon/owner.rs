@@ -2,9 +2,9 @@
 //! configuration in force and how volumes are attached.
 //!
 //! In: an [`Event`] from the thread that waits for signals, from connections of the control socket,
-//! or from a thread that made, took away or resized a device. Out: answers, and changes of the volumes. It
-//! handles one event after the other; what may take long for reasons outside of this process runs
-//! on a thread of its own and comes back as an event.
+//! from a thread that made, took away, resized or mended a device, or from the kernel. Out: answers,
+//! and changes of the volumes. It handles one event after the other; what may take long for reasons
+//! outside of this process runs on a thread of its own and comes back as an event.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,11 +15,12 @@ use nix::sys::signal::Signal;
 use tidemark_block::engine::socket::Address;
 
 use super::attachment::{Attachment, Records, Work};
+use super::links::Links;
 use super::resize::Outcome;
 use super::volumes::Volumes;
 use super::{notify, placement, reload, ublk};
 use crate::attach::{
-    self, AttachError, AttachErrorKind, Attached, Options, Reattached, Source, Via,
+    self, AttachError, AttachErrorKind, Attached, LinkLoss, Options, Reattached, Source, Via,
 };
 use crate::clock::Clock;
 use crate::config::{Attach, Config};
@@ -41,6 +42,10 @@ pub(super) enum Event {
     Detached(String, Result<(), AttachError>, Sender<Answer>),
     /// A volume has another size, or not.
     Resized(String, Outcome, Option<Sender<Answer>>),
+    /// The kernel gave up connections of NBD devices.
+    LinksLost(LinkLoss),
+    /// A volume's device has new connections, or not.
+    Mended(String, Result<(), AttachError>),
 }
 
 /// Whether the agent goes on.
@@ -62,6 +67,7 @@ pub(super) struct Owner {
     pub(super) nbd: Option<Address>,
     /// Who serves ublk devices.
     pub(super) ublk: Arc<ublk::Devices>,
+    pub(super) links: Links,
     /// To itself.
     pub(super) events: Sender<Event>,
 }
@@ -118,6 +124,8 @@ impl Owner {
             Event::Detached(volume, result, reply) => {
                 answer(&reply, self.end_detach(&volume, result));
             }
+            Event::LinksLost(loss) => self.lost_links(&loss),
+            Event::Mended(volume, result) => self.mended_links(&volume, result),
         }
         Next::GoOn
     }
@@ -238,6 +246,7 @@ impl Owner {
         if let Some(why) = attachment.keeps() {
             return Err(format!("volume {volume:?} {why}"));
         }
+        self.listen_to_links();
         let work =
             self.device_work(volume, move |source, options| attach::attach(source, options, via))?;
         let (name, events, reply) = (volume.to_owned(), self.events.clone(), reply.clone());
@@ -257,6 +266,7 @@ impl Owner {
                     ));
                 }
                 tracing::info!(volume, "attached as {}", attached.device.display());
+                self.listen_to_links();
                 let answer = Answer::Attached { attached: attached.clone() };
                 (Attachment::Here { attached, problem: None }, answer)
             }
@@ -397,6 +407,7 @@ impl Owner {
                 attached.device.display()
             )));
         }
+        self.listen_to_links();
         let device = attached.clone();
         let work = self
             .device_work(volume, move |source, options| attach::reattach(&device, source, options))

@@ -195,7 +195,8 @@ impl Stream {
     /// True when the peer sends no more, also while some of what it sent has not been received.
     #[must_use]
     pub fn peer_has_left(&self) -> bool {
-        let mut polled = [PollFd::new(self.fd.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))];
+        let mut polled =
+            [PollFd::new(self.fd.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))];
         poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
