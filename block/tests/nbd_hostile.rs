@@ -288,6 +288,36 @@ fn a_change_that_was_given_up_is_not_begun() {
     }
 }
 
+/// A client that takes its leave, or only says that it has no more to ask, gets what it asked for.
+#[test]
+fn a_change_before_the_end_is_carried_out() {
+    let disk = MemoryDisk::sized(MIB);
+    let fixture = Fixture::with_disk("disk", disk.clone());
+    for (round, end) in [(1, Shutdown::Both), (2, Shutdown::Write), (3, Shutdown::Write)] {
+        let mut client = fixture.connect().flags().go("disk", true);
+        let mut requests = Vec::new();
+        write_request(&mut requests, cmd::WRITE, round, 4096);
+        requests.extend_from_slice(&pattern(4096, round));
+        if round < 3 {
+            write_request(&mut requests, cmd::DISC, 9, 0);
+        }
+        client.send(&requests);
+        client.socket.shutdown(end).expect("still open");
+        fixture.wait_for("the end of the connection", |stats| stats.connections_open == 0);
+        assert!(disk.get(0, 4096) == pattern(4096, round), "round {round}");
+    }
+}
+
+/// A request for the first bytes of the disk, as it goes over the wire.
+fn write_request(to: &mut Vec<u8>, command: u16, cookie: u64, len: u32) {
+    to.extend_from_slice(&0x2560_9513_u32.to_be_bytes());
+    to.extend_from_slice(&flag::NONE.to_be_bytes());
+    to.extend_from_slice(&command.to_be_bytes());
+    to.extend_from_slice(&cookie.to_be_bytes());
+    to.extend_from_slice(&0_u64.to_be_bytes());
+    to.extend_from_slice(&len.to_be_bytes());
+}
+
 #[test]
 fn connections_are_bounded() {
     let config = ServerConfig { connections_max: 2, ..ServerConfig::default() };

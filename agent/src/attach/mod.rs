@@ -273,22 +273,31 @@ pub fn reattach(
     }
 }
 
+/// The connections of an NBD device.
+#[derive(Debug)]
+pub enum Links {
+    /// It has all, or needs none any more.
+    Whole,
+    /// It has got some of those that it may lack; why not all.
+    Some(AttachError),
+}
+
 /// Gives an NBD device connections for those that the kernel gave up. Nothing is done to a device
 /// that lacks none, is of another kind, or is not there any more.
 ///
 /// # Errors
-/// What the server or the kernel refused.
+/// What the server or the kernel refused; the device then has got none.
 pub fn mend_links(
     attached: &Attached,
     source: &Source<'_>,
     options: &Options,
-) -> Result<(), AttachError> {
+) -> Result<Links, AttachError> {
     if attached.via != Via::Nbd || !is_there(attached) {
-        return Ok(());
+        return Ok(Links::Whole);
     }
     let target = nbd_target(source, options)?;
     let device = attached.device.clone();
-    apart::run(&attached.device, ANSWER_PATIENCE, move || nbd_kernel::reconnect(&device, &target))
+    apart::run(&attached.device, ANSWER_PATIENCE, move || nbd_kernel::mend(&device, &target))
 }
 
 /// Gives a device the size that its volume has by now. Gives what could not be had.

@@ -20,7 +20,7 @@ use super::device;
 use super::error::{AttachError, AttachErrorKind};
 use super::genetlink::{Attributes, Family};
 use super::nbd_handshake;
-use super::{CONNECTIONS_MAX, Options, module};
+use super::{CONNECTIONS_MAX, Links, Options, module};
 
 pub(super) const FAMILY: &str = "nbd";
 pub(super) const FAMILY_VERSION: u8 = 1;
@@ -86,7 +86,7 @@ pub(super) fn is_ours(device: &Path, identifier: &str) -> bool {
 /// Sets up the next free device; gives its path and what could not be had.
 pub(super) fn connect(target: &Target) -> Result<(PathBuf, Vec<String>), AttachError> {
     let mut family = family(&target.export)?;
-    let (sockets, served) = sockets(target)?;
+    let (sockets, served) = all_sockets(target)?;
     let attributes = common(target, &sockets).u64(SERVER_FLAGS, served.flags.into());
     let refused = |source| AttachError {
         kind: AttachErrorKind::Kernel,
@@ -122,8 +122,22 @@ pub(super) fn connect(target: &Target) -> Result<(PathBuf, Vec<String>), AttachE
 
 /// Gives the kernel new sockets for those that died. It takes as many as it lacks.
 pub(super) fn reconnect(device: &Path, target: &Target) -> Result<(), AttachError> {
-    let (sockets, _) = sockets(target)?;
-    let attributes = common(target, &sockets).u32(INDEX, index(device)?);
+    let (sockets, _) = all_sockets(target)?;
+    give_sockets(device, target, common(target, &sockets))
+}
+
+/// As [`reconnect`], and nothing else about the device is said anew: its size may change meanwhile.
+pub(super) fn mend(device: &Path, target: &Target) -> Result<Links, AttachError> {
+    let Sockets { list, missing, .. } = sockets(target)?;
+    let attributes = Attributes::default()
+        .text(BACKEND_IDENTIFIER, &target.identifier)
+        .nested(SOCKETS, &listed(&list));
+    give_sockets(device, target, attributes)?;
+    Ok(missing.map_or(Links::Whole, Links::Some))
+}
+
+fn give_sockets(device: &Path, target: &Target, attributes: Attributes) -> Result<(), AttachError> {
+    let attributes = attributes.u32(INDEX, index(device)?);
     family(&target.export)?.request(RECONFIGURE, &attributes).map_err(|source| {
         let doing = "the kernel's NBD client does not take new connections";
         AttachError::io(AttachErrorKind::Kernel, device, doing, source)
@@ -162,14 +176,17 @@ fn family(subject: &str) -> Result<Family, AttachError> {
 
 /// What connecting and reconnecting have in common.
 fn common(target: &Target, sockets: &[OwnedFd]) -> Attributes {
-    let list = sockets.iter().fold(Attributes::default(), |list, socket| {
-        let number = u32::try_from(socket.as_raw_fd()).expect("an open descriptor is positive");
-        list.nested(SOCKET_ITEM, &Attributes::default().u32(SOCKET_FD, number))
-    });
     described(target)
         .u64(TIMEOUT_SECONDS, target.options.request_seconds_max)
         .u64(DEAD_CONNECTION_SECONDS, target.options.dead_connection_seconds)
-        .nested(SOCKETS, &list)
+        .nested(SOCKETS, &listed(sockets))
+}
+
+fn listed(sockets: &[OwnedFd]) -> Attributes {
+    sockets.iter().fold(Attributes::default(), |list, socket| {
+        let number = u32::try_from(socket.as_raw_fd()).expect("an open descriptor is positive");
+        list.nested(SOCKET_ITEM, &Attributes::default().u32(SOCKET_FD, number))
+    })
 }
 
 /// Which disk it is, and how large.
@@ -180,8 +197,21 @@ fn described(target: &Target) -> Attributes {
         .text(BACKEND_IDENTIFIER, &target.identifier)
 }
 
-/// As many negotiated sockets as wanted; one, when the server's flush covers only one.
-fn sockets(target: &Target) -> Result<(Vec<OwnedFd>, ServedExport), AttachError> {
+/// Negotiated sockets.
+struct Sockets {
+    list: Vec<OwnedFd>,
+    served: ServedExport,
+    /// Why there are not as many as wanted.
+    missing: Option<AttachError>,
+}
+
+fn all_sockets(target: &Target) -> Result<(Vec<OwnedFd>, ServedExport), AttachError> {
+    let Sockets { list, served, missing } = sockets(target)?;
+    missing.map_or(Ok((list, served)), Err)
+}
+
+/// At least one and as many as wanted; one, when the server's flush covers only one.
+fn sockets(target: &Target) -> Result<Sockets, AttachError> {
     let connect = || {
         nbd_handshake::connect(&target.address, &target.export).map_err(|source| AttachError {
             kind: AttachErrorKind::Server,
@@ -201,13 +231,17 @@ fn sockets(target: &Target) -> Result<(Vec<OwnedFd>, ServedExport), AttachError>
             ),
         ));
     }
-    let mut sockets = vec![first];
+    let mut list = vec![first];
+    let mut missing = None;
     if served.flags & CAN_MULTI_CONN != 0 {
-        while sockets.len() < connections(&target.options) {
-            sockets.push(connect()?.0);
+        while missing.is_none() && list.len() < connections(&target.options) {
+            match connect() {
+                Ok((socket, _)) => list.push(socket),
+                Err(error) => missing = Some(error),
+            }
         }
     }
-    Ok((sockets, served))
+    Ok(Sockets { list, served, missing })
 }
 
 fn connections(options: &Options) -> usize {

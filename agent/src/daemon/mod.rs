@@ -46,7 +46,7 @@ use crate::control::server::ControlSocket;
 use crate::random::{Random, SystemSource};
 use attachment::Records;
 use instance::Instance;
-use links::Links;
+use links::LostLinks;
 use owner::{EVENTS_MAX, Event, Next, Owner};
 use running::Surroundings;
 use served::Served;
@@ -107,7 +107,7 @@ pub fn run(config: Config, config_path: &Path) -> anyhow::Result<()> {
         config,
         config_path,
         volumes,
-        links: Links::default(),
+        links: LostLinks::default(),
         events: sender.clone(),
     };
     let served = serve(&mut owner, control, sender, &events, signals, &clock);
@@ -172,6 +172,7 @@ fn next(owner: &mut Owner, events: &Receiver<Event>) -> Next {
         }
     };
     owner.volumes.keep();
+    owner.ublk.reap();
     owner.follow_sizes();
     next
 }

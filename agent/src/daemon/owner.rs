@@ -15,12 +15,12 @@ use nix::sys::signal::Signal;
 use tidemark_block::engine::socket::Address;
 
 use super::attachment::{Attachment, Records, Work};
-use super::links::Links;
+use super::links::LostLinks;
 use super::resize::Outcome;
 use super::volumes::Volumes;
 use super::{notify, placement, reload, ublk};
 use crate::attach::{
-    self, AttachError, AttachErrorKind, Attached, LinkLoss, Options, Reattached, Source, Via,
+    self, AttachError, AttachErrorKind, Attached, LinkLoss, Links, Options, Reattached, Source, Via,
 };
 use crate::clock::Clock;
 use crate::config::{Attach, Config};
@@ -44,8 +44,10 @@ pub(super) enum Event {
     Resized(String, Outcome, Option<Sender<Answer>>),
     /// The kernel gave up connections of NBD devices.
     LinksLost(LinkLoss),
-    /// A volume's device has new connections, or not.
-    Mended(String, Result<(), AttachError>),
+    /// The connections of a volume's device are due to be mended.
+    LinksDue(String),
+    /// They are, or not.
+    LinksMended(String, Result<Links, AttachError>),
 }
 
 /// Whether the agent goes on.
@@ -67,7 +69,7 @@ pub(super) struct Owner {
     pub(super) nbd: Option<Address>,
     /// Who serves ublk devices.
     pub(super) ublk: Arc<ublk::Devices>,
-    pub(super) links: Links,
+    pub(super) links: LostLinks,
     /// To itself.
     pub(super) events: Sender<Event>,
 }
@@ -124,8 +126,9 @@ impl Owner {
             Event::Detached(volume, result, reply) => {
                 answer(&reply, self.end_detach(&volume, result));
             }
-            Event::LinksLost(loss) => self.lost_links(&loss),
-            Event::Mended(volume, result) => self.mended_links(&volume, result),
+            Event::LinksLost(loss) => self.lost_links(loss),
+            Event::LinksDue(volume) => self.mend_links(&volume),
+            Event::LinksMended(volume, result) => self.mended_links(&volume, result),
         }
         Next::GoOn
     }
@@ -266,7 +269,7 @@ impl Owner {
                     ));
                 }
                 tracing::info!(volume, "attached as {}", attached.device.display());
-                self.listen_to_links();
+                self.mend_new(volume, &attached);
                 let answer = Answer::Attached { attached: attached.clone() };
                 (Attachment::Here { attached, problem: None }, answer)
             }

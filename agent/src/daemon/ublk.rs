@@ -31,14 +31,18 @@ impl Devices {
         servers.into_iter().for_each(Server::stop);
     }
 
+    /// Lets go of those that have ended, with what the kernel may still wait for of one that failed.
+    pub(super) fn reap(&self) {
+        let ended: Vec<_> = self.lock().extract_if(.., |server| server.has_ended()).collect();
+        ended.into_iter().for_each(Server::stop);
+    }
+
     fn serve(&self, volume: &str, number: Number) -> io::Result<()> {
         let export = self.exports.get(volume).ok_or_else(|| {
             io::Error::new(io::ErrorKind::NotFound, format!("volume {volume:?} is not served"))
         })?;
         let server = Server::start(number, export.device)?;
-        let mut servers = self.lock();
-        servers.retain(|server| !server.has_ended());
-        servers.push(server);
+        self.lock().push(server);
         Ok(())
     }
 

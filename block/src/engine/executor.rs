@@ -135,6 +135,15 @@ impl Executor {
         Self::over(Ring::new(config.ring_entries)?, config)
     }
 
+    /// The same, with a ring whose completions the kernel brings to the thread by itself, and takes
+    /// from it when it ends, at a little more cost for each.
+    ///
+    /// # Errors
+    /// As of [`Executor::new`].
+    pub(crate) fn with_plain_ring(config: &ExecutorConfig) -> io::Result<Self> {
+        Self::over(Ring::plain(config.ring_entries)?, config)
+    }
+
     pub(super) fn over(ring: Ring, config: &ExecutorConfig) -> io::Result<Self> {
         let remote = Arc::new(Remote::new(config.tasks_max)?);
         let core = Rc::new(Core {

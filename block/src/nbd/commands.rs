@@ -5,10 +5,11 @@
 //! [`super::long_read`].
 //!
 //! A change that its client has given up is not begun. A client with several connections, as the
-//! kernel's is, asks over another one for what one of them did not answer in time, and goes on when
-//! that is answered; the first request, which may still lie unread in its socket, would then bring
-//! back what was there before. What has begun is another matter: the device carries out changes of
-//! the same place in the order in which they begin.
+//! kernel's is, closes one that does not answer in time, asks over another one, and goes on when that
+//! is answered; the first request, which may still lie unread in its socket, would then bring back
+//! what was there before. This sees it on a unix socket; over TCP a close looks like the end of what
+//! a client has to say. What has begun is another matter: the device carries out changes of the same
+//! place in the order in which they begin.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

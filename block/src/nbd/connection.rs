@@ -39,6 +39,8 @@ pub(super) struct Connection<D> {
     pub(super) payload_watch: PayloadWatch,
     /// New requests are answered with "shutting down".
     pub(super) stopping: Cell<bool>,
+    /// The client has taken its leave; what it asked for before is carried out.
+    pub(super) leaving: Cell<bool>,
     /// The first failure outside the reader.
     failure: RefCell<Option<ConnectionError>>,
     writer_done: Milestone,
@@ -60,9 +62,10 @@ impl<D: Device> Connection<D> {
         self.cut();
     }
 
-    /// True when the client has closed the connection: no answer would reach it.
+    /// True when the client has closed the connection and did not take its leave: no answer would
+    /// reach it.
     pub(super) fn is_given_up(&self) -> bool {
-        self.stream.peer_has_left()
+        !self.leaving.get() && self.stream.is_hung_up()
     }
 
     /// Drops what was to be sent and ends all waiting for the socket.
@@ -121,6 +124,7 @@ pub(super) async fn serve<D: Device>(
         gate: Gate::new(config.in_flight_max, config.payload_bytes_in_flight_max),
         payload_watch: PayloadWatch::default(),
         stopping: Cell::new(false),
+        leaving: Cell::new(false),
         failure: RefCell::new(None),
         writer_done: Milestone::default(),
         done: Milestone::default(),

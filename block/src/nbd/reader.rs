@@ -56,7 +56,10 @@ where
                 checked => checked,
             };
             match checked {
-                Ok(Command::Disconnect) => return Ok(()),
+                Ok(Command::Disconnect) => {
+                    self.connection.leaving.set(true);
+                    return Ok(());
+                }
                 Ok(Command::Write { range, durability }) => {
                     self.receive_write(request.cookie, range, durability).await?;
                 }

@@ -8,9 +8,10 @@
 //!
 //! The order at a stop: requests end, the thread ends, its ring goes. Linux before 6.16 looks once,
 //! when the ring goes, which requests the thread holds, and takes those back. One that is on its
-//! way to the thread then is taken back later, provided that the thread is no more; a thread that
-//! lives gets it, on a ring that nobody reads, and the device waits for it for ever, with all other
-//! commands about it. So the ring is held until the thread has ended.
+//! way to the thread then is taken back only because the thread is no more; else the device waits
+//! for it for ever, with all other commands about it. So the ring is held until the thread has
+//! ended, and it is a plain one: with deferred task work such a request would wait on the ring for
+//! the thread to come for it, also when there is none.
 //!
 //! Bounds: 128 requests; 8 MiB for the payloads of reads, beyond which a read waits for another.
 //! A write holds memory of the device for one part of it at a time, so none waits for memory that
@@ -123,7 +124,7 @@ fn run<D: Device>(
     report: &mpsc::SyncSender<io::Result<OwnedFd>>,
 ) {
     let config = ExecutorConfig { tasks_max: REQUESTS_MAX.into(), ..Default::default() };
-    let started = Executor::new(&config).and_then(|executor| {
+    let started = Executor::with_plain_ring(&config).and_then(|executor| {
         let ring = executor.hold_ring()?;
         Ok((executor, ring, Rc::new(Queue::open(number, device, stop)?)))
     });

@@ -192,11 +192,13 @@ impl Stream {
         (Ok(()), operation.parts)
     }
 
-    /// True when the peer sends no more, also while some of what it sent has not been received.
+    /// True when neither direction is open any more, also while some of what the peer sent has not
+    /// been received. Of a TCP connection that shows only when something was sent to a peer that
+    /// has closed it.
     #[must_use]
-    pub fn peer_has_left(&self) -> bool {
-        let mut polled =
-            [PollFd::new(self.fd.as_fd(), PollFlags::from_bits_retain(libc::POLLRDHUP))];
+    pub fn is_hung_up(&self) -> bool {
+        // Hanging up is told unasked.
+        let mut polled = [PollFd::new(self.fd.as_fd(), PollFlags::empty())];
         poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
