@@ -2,7 +2,8 @@
 //!
 //! In: a command with attributes, or a group of notices to listen to. Out: the attributes of the
 //! answer, or the kernel's error; notices. A socket has one request under way at a time and no state
-//! beyond its sequence number; one that listens is asked nothing any more. Written here because the codec is smaller than the use of a crate for it would be.
+//! beyond its sequence number; one that listens is asked nothing any more. Written here because the
+//! codec is smaller than the use of a crate for it would be.
 //!
 //! Source: `Documentation/userspace-api/netlink/intro.rst` of the kernel; numbers from its
 //! `include/uapi/linux/netlink.h` and `genetlink.h`. All numbers are in the machine's byte order.

@@ -6,12 +6,13 @@
 //! kernel stops the device or when [`Server::stop`] asks for it; a request that is not answered by
 //! then is asked of the next server.
 //!
-//! The order at a stop: requests end, the thread ends, its ring goes. Linux before 6.16 looks once,
-//! when the ring goes, which requests the thread holds, and takes those back. One that is on its
-//! way to the thread then is taken back only because the thread is no more; else the device waits
-//! for it for ever, with all other commands about it. So the ring is held until the thread has
-//! ended, and it is a plain one: with deferred task work such a request would wait on the ring for
-//! the thread to come for it, also when there is none.
+//! The order at a stop: requests end, the thread ends, its ring goes. The kernel (seen with 6.12)
+//! looks once, when the ring goes, which requests the thread holds, and takes those back. One that
+//! is on its way to the thread just then is taken back because the thread is no more; while it lives
+//! the request may be given to it after that look, on a ring that nobody reads, and the device waits
+//! for it for ever, with all other commands about it. So the ring is held until the thread has ended,
+//! and it is a plain one: with deferred task work such a request would wait on the ring for the thread
+//! to come for it, also when there is none.
 //!
 //! Bounds: 128 requests; 8 MiB for the payloads of reads, beyond which a read waits for another.
 //! A write holds memory of the device for one part of it at a time, so none waits for memory that
