@@ -162,9 +162,13 @@ impl Family {
         )?;
         socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         socket::setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_SECONDS_MAX, 0))?;
-        let about = Answer::default();
-        let (id, version_asked) = (CONTROL_FAMILY, CONTROL_VERSION);
-        let mut family = Self { socket, id, version: version_asked, sequence: 0, about };
+        let mut family = Self {
+            socket,
+            id: CONTROL_FAMILY,
+            version: CONTROL_VERSION,
+            sequence: 0,
+            about: Answer::default(),
+        };
         let wanted = Attributes::default().text(CONTROL_FAMILY_NAME, name);
         let answer = match family.request(CONTROL_GET_FAMILY, &wanted) {
             Ok(answer) => answer,
